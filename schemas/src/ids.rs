@@ -1,0 +1,193 @@
+//! Identifiers, parsed at the edge so that everything inward carries proven values.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A guild's snowflake: any 64-bit number but 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuildId(NonZeroU64);
+
+impl GuildId {
+    /// The id, or `None` for 0.
+    #[must_use]
+    pub const fn new(id: u64) -> Option<Self> {
+        match NonZeroU64::new(id) {
+            Some(id) => Some(Self(id)),
+            None => None,
+        }
+    }
+
+    /// Reads ASCII digits, as they stand in a JSON string or a JSON integer.
+    ///
+    /// `None` for anything that is not all digits, does not fit 64 bits, or is 0: the rule of
+    /// `<guild>` in subjects.
+    #[must_use]
+    pub fn from_digits(digits: &[u8]) -> Option<Self> {
+        if digits.is_empty() {
+            return None;
+        }
+        let mut id = 0_u64;
+        for digit in digits {
+            if !digit.is_ascii_digit() {
+                return None;
+            }
+            id = id.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        }
+        Self::new(id)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The shard that receives this guild's events: `(guild_id >> 22) % num_shards` (Discord,
+    /// Gateway, Sharding).
+    #[must_use]
+    pub const fn shard(self, count: u32) -> u32 {
+        if count == 0 {
+            return 0;
+        }
+        // The remainder of a division by a u32 fits a u32.
+        ((self.0.get() >> 22) % count as u64) as u32
+    }
+}
+
+impl fmt::Display for GuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One shard of a sharding: zero-based number and the count it belongs to.
+///
+/// Serialised as Discord does, `[id, count]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "[u32; 2]", into = "[u32; 2]")]
+pub struct ShardId {
+    id: u32,
+    count: u32,
+}
+
+impl ShardId {
+    /// The shard `id` of `count`.
+    ///
+    /// # Errors
+    /// [`IdError::ShardOutOfRange`] unless `id < count`.
+    pub const fn new(id: u32, count: u32) -> Result<Self, IdError> {
+        if id < count {
+            Ok(Self { id, count })
+        } else {
+            Err(IdError::ShardOutOfRange { id, count })
+        }
+    }
+
+    /// Zero-based number of this shard.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        self.id
+    }
+
+    /// How many shards the sharding has.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
+    /// The identify bucket: `shard_id % max_concurrency` (Discord, Gateway, Rate limits).
+    #[must_use]
+    pub const fn bucket(self, max_concurrency: u32) -> u32 {
+        if max_concurrency == 0 { 0 } else { self.id % max_concurrency }
+    }
+}
+
+impl TryFrom<[u32; 2]> for ShardId {
+    type Error = IdError;
+
+    fn try_from([id, count]: [u32; 2]) -> Result<Self, IdError> {
+        Self::new(id, count)
+    }
+}
+
+impl From<ShardId> for [u32; 2] {
+    fn from(shard: ShardId) -> Self {
+        [shard.id, shard.count]
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.id, self.count)
+    }
+}
+
+/// The name of one proxy process in the fleet: `[A-Za-z0-9_-]{1,64}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProxyId(String);
+
+impl ProxyId {
+    /// Longest name, so that a KV key stays readable.
+    pub const MAX_LEN: usize = 64;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ProxyId {
+    type Err = IdError;
+
+    fn from_str(name: &str) -> Result<Self, IdError> {
+        Self::try_from(name.to_owned())
+    }
+}
+
+impl TryFrom<String> for ProxyId {
+    type Error = IdError;
+
+    fn try_from(name: String) -> Result<Self, IdError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > Self::MAX_LEN || !name.bytes().all(allowed) {
+            return Err(IdError::ProxyId { name });
+        }
+        Ok(Self(name))
+    }
+}
+
+impl From<ProxyId> for String {
+    fn from(id: ProxyId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for ProxyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An identifier outside its rules.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// A shard number at or above the shard count.
+    #[error("shard {id} is out of range: {count} shards have the numbers below {count}")]
+    ShardOutOfRange {
+        /// The number.
+        id: u32,
+        /// The count it should be below.
+        count: u32,
+    },
+    /// A proxy name with other characters or of another length.
+    #[error("proxy id {name:?} is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -")]
+    ProxyId {
+        /// What was given.
+        name: String,
+    },
+}
