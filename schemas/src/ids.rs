@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A guild's snowflake: any 64-bit number but 0.
@@ -101,7 +102,27 @@ impl ShardId {
     /// The identify bucket: `shard_id % max_concurrency` (Discord, Gateway, Rate limits).
     #[must_use]
     pub const fn bucket(self, max_concurrency: u32) -> u32 {
-        if max_concurrency == 0 { 0 } else { self.id % max_concurrency }
+        if max_concurrency == 0 {
+            0
+        } else {
+            self.id % max_concurrency
+        }
+    }
+}
+
+impl JsonSchema for ShardId {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ShardId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A shard as Discord writes it: [id, count] with id < count.",
+            "type": "array",
+            "items": { "type": "integer", "minimum": 0, "maximum": u32::MAX },
+            "minItems": 2,
+            "maxItems": 2,
+        })
     }
 }
 
@@ -141,6 +162,20 @@ impl ProxyId {
     }
 }
 
+impl JsonSchema for ProxyId {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ProxyId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Name of one proxy process in the fleet.",
+            "type": "string",
+            "pattern": "^[A-Za-z0-9_-]{1,64}$",
+        })
+    }
+}
+
 impl FromStr for ProxyId {
     type Err = IdError;
 
@@ -171,6 +206,14 @@ impl fmt::Display for ProxyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Reads a number that has one spelling, so that building and parsing are inverse: no sign, no
+/// leading zeros.
+pub(crate) fn canonical_u32(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let canonical = digits && (text.len() == 1 || !text.starts_with('0'));
+    canonical.then(|| u32::from_str(text).ok()).flatten()
 }
 
 /// An identifier outside its rules.

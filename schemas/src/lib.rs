@@ -2,10 +2,30 @@
 //! names, control-plane messages and KV values. No I/O, no clock; only this crate spells a subject,
 //! a header or a key.
 
+//!
+//! Two rules for times: KV values, which machines compare, carry Unix milliseconds in fields named
+//! `…_unix_ms`; events and HTTP answers, which people read, carry RFC 3339 texts ([`Timestamp`]).
+
+pub mod control;
+pub mod event;
+pub mod fleet;
+pub mod health;
 pub mod ids;
+pub mod intents;
 pub mod message;
 pub mod subject;
+pub mod timestamp;
 
+pub use control::{CommandOp, CommandReply, CommandStatus, FleetVerb, GatewayCommand};
+pub use event::synthetic::{Dispatch, GapReason, ProxyEvent, ProxyGap, ProxyReshard, ProxyShard};
+pub use event::{EventKind, EventName, ProxyEventKind};
+pub use fleet::{
+    Compression, FleetKey, IdentifyState, Leader, Load, Member, Plan, SessionBudget, ShardRecord,
+    ShardState,
+};
+pub use health::{ClusterState, Health, Readiness};
 pub use ids::{GuildId, IdError, ProxyId, ShardId};
+pub use intents::{Intents, IntentsError};
 pub use message::{MessageId, MessageIdError};
 pub use subject::{Prefix, PrefixError, Subject, SubjectError};
+pub use timestamp::Timestamp;

@@ -32,7 +32,11 @@ impl<'a> MessageId<'a> {
     /// The id of a dispatch.
     #[must_use]
     pub const fn dispatch(session: &'a str, seq: u64) -> Self {
-        Self { session, seq, synthetic: None }
+        Self {
+            session,
+            seq,
+            synthetic: None,
+        }
     }
 
     /// Reads an id back.
@@ -40,7 +44,9 @@ impl<'a> MessageId<'a> {
     /// # Errors
     /// [`MessageIdError`] when the text has another shape.
     pub fn parse(text: &'a str) -> Result<Self, MessageIdError> {
-        let malformed = || MessageIdError { text: text.to_owned() };
+        let malformed = || MessageIdError {
+            text: text.to_owned(),
+        };
         let (session, rest) = text.split_once(':').ok_or_else(malformed)?;
         let (seq, synthetic) = match rest.split_once(':') {
             None => (rest, None),
@@ -51,7 +57,11 @@ impl<'a> MessageId<'a> {
             return Err(malformed());
         }
         let seq = u64::from_str(seq).map_err(|_| malformed())?;
-        Ok(Self { session, seq, synthetic })
+        Ok(Self {
+            session,
+            seq,
+            synthetic,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::GuildId;
+use crate::ids::canonical_u32;
 
 /// `<guild>` of an event that belongs to no guild.
 pub const NO_GUILD: &str = "none";
@@ -92,7 +93,9 @@ impl FromStr for Prefix {
 
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         if text.is_empty() || text.len() > Self::MAX_LEN || !text.bytes().all(is_plain) {
-            return Err(PrefixError { text: text.to_owned() });
+            return Err(PrefixError {
+                text: text.to_owned(),
+            });
         }
         Ok(Self(text.to_owned()))
     }
@@ -180,8 +183,13 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// [`SubjectError`] names the subject that has another prefix or shape.
     pub fn parse(prefix: &Prefix, text: &'a str) -> Result<Self, SubjectError> {
-        let malformed = || SubjectError { text: text.to_owned(), prefix: prefix.clone() };
-        let rest = text.strip_prefix(prefix.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        let malformed = || SubjectError {
+            text: text.to_owned(),
+            prefix: prefix.clone(),
+        };
+        let rest = text
+            .strip_prefix(prefix.as_str())
+            .and_then(|rest| rest.strip_prefix('.'));
         rest.and_then(Self::parse_unprefixed).ok_or_else(malformed)
     }
 
@@ -196,10 +204,15 @@ impl<'a> Subject<'a> {
             }
             "query" => match rest.split_once('.') {
                 None => token(rest).map(|what| Self::Query { what, id: None }),
-                Some((what, id)) => Some(Self::Query { what: token(what)?, id: Some(token(id)?) }),
+                Some((what, id)) => Some(Self::Query {
+                    what: token(what)?,
+                    id: Some(token(id)?),
+                }),
             },
             "broadcast" => {
-                rest.split('.').all(|part| token(part).is_some()).then_some(())?;
+                rest.split('.')
+                    .all(|part| token(part).is_some())
+                    .then_some(())?;
                 Some(Self::Broadcast { topic: rest })
             }
             "fleet" => token(rest).map(|verb| Self::Fleet { verb }),
@@ -210,7 +223,7 @@ impl<'a> Subject<'a> {
 
     fn parse_shard(rest: &'a str) -> Option<Self> {
         let (shard, tail) = rest.split_once('.')?;
-        let shard = canonical_number(shard)?;
+        let shard = canonical_u32(shard)?;
         match tail {
             "events" => return Some(Self::LiveFeed { shard }),
             "commands" => return Some(Self::ShardCommands { shard }),
@@ -218,21 +231,37 @@ impl<'a> Subject<'a> {
             _ => {}
         }
         let (guild, event) = tail.strip_prefix("events.")?.split_once('.')?;
-        let guild = if guild == NO_GUILD { None } else { Some(canonical_guild(guild)?) };
+        let guild = if guild == NO_GUILD {
+            None
+        } else {
+            Some(canonical_guild(guild)?)
+        };
         if event.is_empty() || !event.bytes().all(is_plain) {
             return None;
         }
-        Some(Self::Event { shard, guild, event })
+        Some(Self::Event {
+            shard,
+            guild,
+            event,
+        })
     }
 }
 
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Event { shard, guild: Some(guild), event } => {
+            Self::Event {
+                shard,
+                guild: Some(guild),
+                event,
+            } => {
                 write!(f, "shard.{shard}.events.{guild}.{}", EventToken(event))
             }
-            Self::Event { shard, guild: None, event } => {
+            Self::Event {
+                shard,
+                guild: None,
+                event,
+            } => {
                 write!(f, "shard.{shard}.events.{NO_GUILD}.{}", EventToken(event))
             }
             Self::LiveFeed { shard } => write!(f, "shard.{shard}.events"),
@@ -260,7 +289,12 @@ pub struct SubjectError {
 
 /// Appends one event's subject: the hot path's form of [`Subject::Event`], without formatting
 /// machinery. `shard_root` is what [`event_root`] made, once per shard.
-pub fn push_event_subject(out: &mut Vec<u8>, shard_root: &str, guild: Option<GuildId>, event: &str) {
+pub fn push_event_subject(
+    out: &mut Vec<u8>,
+    shard_root: &str,
+    guild: Option<GuildId>,
+    event: &str,
+) {
     out.extend_from_slice(shard_root.as_bytes());
     match guild {
         Some(guild) => push_decimal(out, guild.get()),
@@ -306,7 +340,9 @@ impl fmt::Display for EventToken<'_> {
         if self.0.bytes().all(is_plain) {
             return f.write_str(self.0);
         }
-        self.0.chars().try_for_each(|c| fmt::Write::write_char(f, char::from(plain_byte(c))))
+        self.0
+            .chars()
+            .try_for_each(|c| fmt::Write::write_char(f, char::from(plain_byte(c))))
     }
 }
 
@@ -327,13 +363,8 @@ fn token(text: &str) -> Option<&str> {
     (!text.is_empty() && !text.contains(bad)).then_some(text)
 }
 
-/// Numbers have one spelling, so that building and parsing are inverse.
-fn canonical_number(text: &str) -> Option<u32> {
-    let number = u32::from_str(text).ok()?;
-    (text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0')))
-        .then_some(number)
-}
-
 fn canonical_guild(text: &str) -> Option<GuildId> {
-    (!text.starts_with('0')).then(|| GuildId::from_digits(text.as_bytes())).flatten()
+    (!text.starts_with('0'))
+        .then(|| GuildId::from_digits(text.as_bytes()))
+        .flatten()
 }
