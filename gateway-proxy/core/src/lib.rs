@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Every decision of the gateway proxy: no tokio, no clock, no randomness, no I/O. Time and jitter
+//! are arguments, so that hundreds of orderings can be tested without a socket.
+
+pub mod budget;
+pub mod close;
+pub mod identify;
+pub mod ingest;
+pub mod outgoing;
+pub mod session;
