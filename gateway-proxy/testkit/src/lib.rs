@@ -1,1 +1,3 @@
-//! Placeholder.
+//! A simulated Discord and a real nats-server, for tests, benches and the demo.
+
+pub mod nats;
