@@ -1,2 +1,2 @@
-//! Placeholder.
+//! The program; everything is in the library.
 fn main() {}

@@ -1,0 +1,247 @@
+//! How the process ends: every reason to give up, its exit code, and the one line that says what to
+//! do about it. Decides nothing; whoever finds the reason builds a [`Fatal`] and returns it.
+
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Once;
+
+/// Signals that end the process at once when they arrive a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Ctrl-C.
+    Interrupt,
+    /// What service managers send.
+    Terminate,
+}
+
+impl Signal {
+    /// The signal's number, as in `128 + number`.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Interrupt => 2,
+            Self::Terminate => 15,
+        }
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
+/// Why the process cannot go on. Every variant has its exit code; the codes are part of the
+/// contract and follow `sysexits.h` where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fatal {
+    /// 64: flags, environment or file are wrong; the problem names the key.
+    #[error("{problem}; {advice}")]
+    Usage {
+        /// Which key, which value, what is allowed.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// 69: NATS or Discord did not answer within `--startup-timeout`.
+    #[error("{problem}; {advice}")]
+    Unreachable {
+        /// Who, for how long, and the last error.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// 70: a fault of the program itself.
+    #[error("internal error: {problem}; this is a bug, please report it with the log above")]
+    Bug {
+        /// What was found.
+        problem: String,
+    },
+    /// 77: Discord refuses the token or the intents (401, 403, 4004, 4013, 4014).
+    #[error("{problem}; {advice}")]
+    Refused {
+        /// What Discord said.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// 78: the surroundings do not fit: a stream with other settings, NATS too old or without
+    /// JetStream, missing permission, shard or version refused (4010, 4011, 4012).
+    #[error("{problem}; {advice}")]
+    Unfit {
+        /// What is there and what would be needed.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// 130 or 143: a second signal cut the drain short, as a shell reports a death by that signal.
+    #[error("{0} came a second time: stopped without draining")]
+    Interrupted(Signal),
+}
+
+impl Fatal {
+    /// Wrong flags, environment or file.
+    pub fn usage(problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Usage {
+            problem: problem.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Somebody we need does not answer.
+    pub fn unreachable(problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Unreachable {
+            problem: problem.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// A fault of ours.
+    pub fn bug(problem: impl Into<String>) -> Self {
+        Self::Bug {
+            problem: problem.into(),
+        }
+    }
+
+    /// Discord says no.
+    pub fn refused(problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Refused {
+            problem: problem.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// The surroundings do not fit.
+    pub fn unfit(problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Unfit {
+            problem: problem.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// The end that a gateway close code demands, if it is one that no reconnect can cure (Discord,
+    /// Gateway close event codes: reconnect "false").
+    #[must_use]
+    pub fn from_gateway_close(shard: schemas::ShardId, code: u16) -> Option<Self> {
+        let closed = |why: &str| format!("Discord closed shard {shard} with {code}: {why}");
+        Some(match code {
+            4004 => Self::refused(
+                closed("the token is not valid"),
+                "set the bot's current token (--token-file or DISCORD_TOKEN)",
+            ),
+            4010 => Self::unfit(
+                closed("the shard is not valid"),
+                "check --shards and --shard-ids; very large bots need a multiple of what Discord recommends",
+            ),
+            4011 => Self::unfit(
+                closed("the bot is in too many guilds for this number of shards"),
+                "raise --shards or use --shards auto",
+            ),
+            4012 => Self::unfit(
+                closed("the gateway version is not valid"),
+                "this version of the program is too old for Discord: update it",
+            ),
+            4013 => Self::refused(closed("the intents are not valid"), "check --intents"),
+            4014 => Self::refused(
+                closed("the bot may not use one of the privileged intents it asked for"),
+                "enable it in Discord's developer portal (Bot, Privileged Gateway Intents) or leave it out of --intents",
+            ),
+            _ => return None,
+        })
+    }
+
+    /// The process' exit code.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Usage { .. } => 64,
+            Self::Unreachable { .. } => 69,
+            Self::Bug { .. } => 70,
+            Self::Refused { .. } => 77,
+            Self::Unfit { .. } => 78,
+            Self::Interrupted(signal) => 128 + signal.number(),
+        }
+    }
+}
+
+/// Writes the reason to standard error as one line and turns it into the exit code.
+pub(crate) fn finish(program: &str, outcome: Result<(), Fatal>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            complain(&format!("{program}: {fatal}"));
+            ExitCode::from(fatal.code())
+        }
+    }
+}
+
+/// One line on standard error; a reader that went away is no reason to fail.
+pub(crate) fn complain(text: &str) {
+    let line: String = text
+        .chars()
+        .map(|c| if c == '\n' || c == '\r' { ' ' } else { c })
+        .collect();
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// Reports panics through the log, so that a fault in any task is seen in the operator's format.
+/// The text of a panic is ours (no payload, no token ever goes into one).
+pub(crate) fn log_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let location = info.location().map(ToString::to_string).unwrap_or_default();
+            let text = info.payload_as_str().unwrap_or("no message");
+            tracing::error!(location, text, "panicked");
+            previous(info);
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_the_exit_code_of_the_contract() {
+        assert_eq!(Fatal::usage("a", "b").code(), 64);
+        assert_eq!(Fatal::unreachable("a", "b").code(), 69);
+        assert_eq!(Fatal::bug("a").code(), 70);
+        assert_eq!(Fatal::refused("a", "b").code(), 77);
+        assert_eq!(Fatal::unfit("a", "b").code(), 78);
+        assert_eq!(Fatal::Interrupted(Signal::Interrupt).code(), 130);
+        assert_eq!(Fatal::Interrupted(Signal::Terminate).code(), 143);
+    }
+
+    #[test]
+    fn fatal_close_codes_map_to_refused_or_unfit_and_others_to_nothing() {
+        let shard = schemas::ShardId::new(3, 16).unwrap();
+        let code = |close| Fatal::from_gateway_close(shard, close).map(|fatal| fatal.code());
+        for refused in [4004, 4013, 4014] {
+            assert_eq!(code(refused), Some(77), "{refused}");
+        }
+        for unfit in [4010, 4011, 4012] {
+            assert_eq!(code(unfit), Some(78), "{unfit}");
+        }
+        for curable in [
+            1000, 1001, 1006, 4000, 4001, 4002, 4003, 4005, 4007, 4008, 4009, 4015,
+        ] {
+            assert_eq!(code(curable), None, "{curable}");
+        }
+    }
+
+    #[test]
+    fn a_close_code_message_names_the_shard_and_the_remedy() {
+        let shard = schemas::ShardId::new(3, 16).unwrap();
+        let text = Fatal::from_gateway_close(shard, 4014).unwrap().to_string();
+        assert!(
+            text.contains("3/16") && text.contains("--intents"),
+            "{text}"
+        );
+    }
+}
