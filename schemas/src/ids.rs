@@ -234,3 +234,77 @@ pub enum IdError {
         name: String,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guild_id_is_digits_that_fit_64_bits_and_are_not_0() {
+        let check = |digits: &str, expect: Option<u64>| {
+            assert_eq!(
+                GuildId::from_digits(digits.as_bytes()).map(GuildId::get),
+                expect,
+                "{digits}"
+            );
+        };
+        check("1", Some(1));
+        check("81384788765712384", Some(81_384_788_765_712_384));
+        check("18446744073709551615", Some(u64::MAX));
+        check("18446744073709551616", None);
+        check("99999999999999999999999", None);
+        check("0", None);
+        check("000", None);
+        check("007", Some(7));
+        check("", None);
+        check("-1", None);
+        check("+1", None);
+        check("1.0", None);
+        check("1e3", None);
+        check(" 1", None);
+        check("0x1", None);
+        check("\u{661}", None);
+        assert_eq!(GuildId::from_digits(&[0xff]), None);
+    }
+
+    #[test]
+    fn a_guild_belongs_to_the_shard_of_the_documented_formula() {
+        let guild = GuildId::new(197_038_439_483_310_086).unwrap();
+        assert_eq!(guild.shard(1), 0);
+        assert_eq!(
+            u64::from(guild.shard(16)),
+            (197_038_439_483_310_086 >> 22) % 16
+        );
+        assert_eq!(
+            GuildId::new(u64::MAX).unwrap().shard(u32::MAX),
+            ((u64::MAX >> 22) % u64::from(u32::MAX)) as u32
+        );
+        assert_eq!(guild.shard(0), 0);
+    }
+
+    #[test]
+    fn a_shard_is_written_as_discord_does_and_checked_when_read() {
+        let shard = ShardId::new(3, 16).unwrap();
+        assert_eq!(serde_json::to_string(&shard).unwrap(), "[3,16]");
+        assert_eq!(serde_json::from_str::<ShardId>("[3,16]").unwrap(), shard);
+        for text in ["[16,16]", "[0,0]", "[-1,16]", "[3]", "[3,16,1]", "3"] {
+            assert!(serde_json::from_str::<ShardId>(text).is_err(), "{text}");
+        }
+        assert_eq!(
+            (shard.bucket(16), shard.bucket(2), shard.bucket(0)),
+            (3, 1, 0)
+        );
+    }
+
+    #[test]
+    fn a_proxy_id_is_one_key_token() {
+        for name in ["a", "proxy-1_B", &"x".repeat(64)] {
+            assert_eq!(name.parse::<ProxyId>().unwrap().as_str(), name);
+        }
+        for name in ["", "a.b", "a b", "é", "*", &"x".repeat(65)] {
+            let error = name.parse::<ProxyId>().unwrap_err();
+            assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+            assert!(serde_json::from_value::<ProxyId>(name.into()).is_err());
+        }
+    }
+}

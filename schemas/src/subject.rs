@@ -9,6 +9,11 @@ use crate::ids::canonical_u32;
 /// `<guild>` of an event that belongs to no guild.
 pub const NO_GUILD: &str = "none";
 
+/// Longest `<EVENT>` token; of a longer name it holds the beginning. Discord's longest has 38
+/// characters, but a NATS server closes the connection on a control line above 4096 bytes, and one
+/// absurd frame must not do that.
+pub const EVENT_TOKEN_MAX: usize = 256;
+
 /// The first token of every subject; several bots share one NATS with different prefixes.
 ///
 /// `[A-Za-z0-9_-]{1,32}`: one token, and usable in stream and bucket names.
@@ -178,6 +183,24 @@ impl<'a> Subject<'a> {
         format!("{prefix}.{self}")
     }
 
+    /// The subject as it goes on the wire, if its words make a valid one: for topics, consumer
+    /// names and ids that come from outside. An event's name is always valid.
+    ///
+    /// # Errors
+    /// [`SubjectError`] when a word is empty or holds a dot, a wildcard, white space or a control
+    /// character.
+    pub fn checked(&self, prefix: &Prefix) -> Result<String, SubjectError> {
+        let text = self.with_prefix(prefix);
+        let same = Subject::parse(prefix, &text).is_ok_and(|parsed| parsed == *self);
+        if same || matches!(self, Self::Event { .. }) {
+            return Ok(text);
+        }
+        Err(SubjectError {
+            text,
+            prefix: prefix.clone(),
+        })
+    }
+
     /// Reads a subject of this prefix.
     ///
     /// # Errors
@@ -295,16 +318,18 @@ pub fn push_event_subject(
     guild: Option<GuildId>,
     event: &str,
 ) {
+    out.reserve(shard_root.len() + DECIMAL_DIGITS_MAX + 1 + event.len().min(EVENT_TOKEN_MAX) + 1);
     out.extend_from_slice(shard_root.as_bytes());
     match guild {
         Some(guild) => push_decimal(out, guild.get()),
         None => out.extend_from_slice(NO_GUILD.as_bytes()),
     }
     out.push(b'.');
-    if event.is_empty() {
-        out.push(b'_');
+    if is_token(event) {
+        out.extend_from_slice(event.as_bytes());
+    } else {
+        out.extend(token_bytes(event));
     }
-    out.extend(event.chars().map(plain_byte));
 }
 
 /// The part of an event subject that a shard's events share: `discord.shard.7.events.`.
@@ -313,18 +338,27 @@ pub fn event_root(prefix: &Prefix, shard: u32) -> String {
     format!("{prefix}.shard.{shard}.events.")
 }
 
+/// `u64::MAX` has 20 digits.
+const DECIMAL_DIGITS_MAX: usize = 20;
+
 /// Appends a number in decimal.
 pub fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
-    // u64::MAX has 20 digits.
-    let mut digits = [0_u8; 20];
+    // Two digits per division: a snowflake has 19, and a division waits for the one before it.
+    let mut digits = [0_u8; DECIMAL_DIGITS_MAX];
     let mut at = digits.len();
-    loop {
+    while number >= 100 {
+        let pair = (number % 100) as u8;
+        number /= 100;
+        at -= 2;
+        digits[at] = b'0' + pair / 10;
+        digits[at + 1] = b'0' + pair % 10;
+    }
+    let rest = number as u8;
+    at -= 1;
+    digits[at] = b'0' + rest % 10;
+    if rest >= 10 {
         at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
+        digits[at] = b'0' + rest / 10;
     }
     out.extend_from_slice(&digits[at..]);
 }
@@ -334,16 +368,21 @@ struct EventToken<'a>(&'a str);
 
 impl fmt::Display for EventToken<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("_");
-        }
-        if self.0.bytes().all(is_plain) {
+        if is_token(self.0) {
             return f.write_str(self.0);
         }
-        self.0
-            .chars()
-            .try_for_each(|c| fmt::Write::write_char(f, char::from(plain_byte(c))))
+        token_bytes(self.0).try_for_each(|byte| fmt::Write::write_char(f, char::from(byte)))
     }
+}
+
+/// True when the name is its own token.
+fn is_token(event: &str) -> bool {
+    (1..=EVENT_TOKEN_MAX).contains(&event.len()) && event.bytes().all(is_plain)
+}
+
+fn token_bytes(event: &str) -> impl Iterator<Item = u8> {
+    let event = if event.is_empty() { "_" } else { event };
+    event.chars().take(EVENT_TOKEN_MAX).map(plain_byte)
 }
 
 fn plain_byte(c: char) -> u8 {
@@ -367,4 +406,222 @@ fn canonical_guild(text: &str) -> Option<GuildId> {
     (!text.starts_with('0'))
         .then(|| GuildId::from_digits(text.as_bytes()))
         .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guild(id: u64) -> GuildId {
+        GuildId::new(id).unwrap()
+    }
+
+    #[test]
+    fn every_row_of_the_contract_is_built_and_parsed() {
+        let event = |guild, event| Subject::Event {
+            shard: 7,
+            guild,
+            event,
+        };
+        let snowflake = guild(81_384_788_765_712_384);
+        let rows = [
+            (
+                event(Some(snowflake), "MESSAGE_CREATE"),
+                "discord.shard.7.events.81384788765712384.MESSAGE_CREATE",
+            ),
+            (event(None, "READY"), "discord.shard.7.events.none.READY"),
+            (
+                event(None, "PROXY_GAP"),
+                "discord.shard.7.events.none.PROXY_GAP",
+            ),
+            (Subject::LiveFeed { shard: 7 }, "discord.shard.7.events"),
+            (
+                Subject::ShardCommands { shard: 7 },
+                "discord.shard.7.commands",
+            ),
+            (
+                Subject::GuildCommands { guild: snowflake },
+                "discord.guild.81384788765712384.commands",
+            ),
+            (
+                Subject::ShardMessages { shard: 7 },
+                "discord.shard.7.messages",
+            ),
+            (
+                Subject::Query {
+                    what: "stats",
+                    id: None,
+                },
+                "discord.query.stats",
+            ),
+            (
+                Subject::Query {
+                    what: "guild",
+                    id: Some("42"),
+                },
+                "discord.query.guild.42",
+            ),
+            (
+                Subject::Broadcast {
+                    topic: "cache.guilds",
+                },
+                "discord.broadcast.cache.guilds",
+            ),
+            (
+                Subject::Fleet { verb: "identify" },
+                "discord.fleet.identify",
+            ),
+            (
+                Subject::Dead {
+                    consumer: "commands",
+                },
+                "discord.dead.commands",
+            ),
+        ];
+        let prefix = Prefix::default();
+        for (subject, text) in rows {
+            assert_eq!(subject.with_prefix(&prefix), text);
+            assert_eq!(subject.checked(&prefix).as_deref(), Ok(text));
+            assert_eq!(Subject::parse(&prefix, text), Ok(subject));
+        }
+    }
+
+    #[test]
+    fn stream_and_bucket_names_follow_the_prefix() {
+        let prefix: Prefix = "mybot".parse().unwrap();
+        assert_eq!(prefix.event_stream(None), "MYBOT_EVENTS");
+        assert_eq!(prefix.event_stream(Some(3)), "MYBOT_EVENTS_3");
+        assert_eq!(prefix.dead_stream(), "MYBOT_DEAD");
+        assert_eq!(prefix.fleet_bucket(), "mybot_fleet");
+        assert_eq!(prefix.all_events(), "mybot.shard.*.events.*.*");
+        assert_eq!(prefix.shard_events(3), "mybot.shard.3.events.*.*");
+        assert_eq!(
+            prefix.event_of_all_shards("READY"),
+            "mybot.shard.*.events.*.READY"
+        );
+        assert_eq!(prefix.live_feed(), "mybot.shard.*.events");
+        assert_eq!(
+            prefix.live_feed_transform(),
+            "mybot.shard.{{wildcard(1)}}.events"
+        );
+    }
+
+    #[test]
+    fn prefixes_that_are_more_than_a_token_are_refused_by_name() {
+        for text in ["", "a.b", "a b", "a*", ">", "é", "a\r\n", &"a".repeat(33)] {
+            let error = text.parse::<Prefix>().unwrap_err();
+            assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
+        }
+        assert_eq!("a".repeat(32).parse::<Prefix>().unwrap().as_str().len(), 32);
+    }
+
+    #[test]
+    fn subjects_of_another_prefix_or_shape_are_refused() {
+        let prefix = Prefix::default();
+        for text in [
+            "",
+            "discord",
+            "discord.",
+            "discordshard.7.events",
+            "mybot.shard.7.events",
+            "discord.shard",
+            "discord.shard.x.events",
+            "discord.shard.07.events",
+            "discord.shard.4294967296.events",
+            "discord.shard.-1.events",
+            "discord.shard.7.event",
+            "discord.shard.7.events.none",
+            "discord.shard.7.events.0.READY",
+            "discord.shard.7.events.01.READY",
+            "discord.shard.7.events.none.READY.x",
+            "discord.shard.7.events.none.",
+            "discord.shard.7.events.*.READY",
+            "discord.guild.none.commands",
+            "discord.guild.1.messages",
+            "discord.query.",
+            "discord.query.guild.",
+            "discord.query.guild.1.2",
+            "discord.broadcast.",
+            "discord.broadcast.a..b",
+            "discord.fleet.a.b",
+            "discord.dead.*",
+            "discord.other.x",
+        ] {
+            assert!(Subject::parse(&prefix, text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn words_from_outside_that_make_no_subject_are_refused() {
+        let prefix = Prefix::default();
+        for word in ["", "a.b", "a b", "*", ">", "a\r\nPUB x 0", "\t"] {
+            assert!(
+                Subject::Query {
+                    what: "guild",
+                    id: Some(word)
+                }
+                .checked(&prefix)
+                .is_err()
+            );
+            assert!(Subject::Dead { consumer: word }.checked(&prefix).is_err());
+            assert!(Subject::Fleet { verb: word }.checked(&prefix).is_err());
+        }
+        assert!(
+            Subject::Query {
+                what: "guild.1",
+                id: None
+            }
+            .checked(&prefix)
+            .is_err()
+        );
+        assert!(
+            Subject::Event {
+                shard: 0,
+                guild: None,
+                event: "a.*\r\n"
+            }
+            .checked(&prefix)
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn event_names_become_one_token() {
+        let check = |name: &str, expect: &str| {
+            let mut out = Vec::new();
+            push_event_subject(&mut out, &event_root(&Prefix::default(), 7), None, name);
+            let expect = format!("discord.shard.7.events.none.{expect}");
+            assert_eq!(String::from_utf8(out).unwrap(), expect);
+            let subject = Subject::Event {
+                shard: 7,
+                guild: None,
+                event: name,
+            };
+            assert_eq!(subject.with_prefix(&Prefix::default()), expect);
+        };
+        check("MESSAGE_CREATE", "MESSAGE_CREATE");
+        check("lower-case-9", "lower-case-9");
+        check("", "_");
+        check("A.B*C>D E\tF", "A_B_C_D_E_F");
+        check("A\r\nB", "A__B");
+        check("É🦀x", "__x");
+        check(&"A".repeat(256), &"A".repeat(256));
+        check(&"A".repeat(257), &"A".repeat(256));
+        check(&"é".repeat(5000), &"_".repeat(256));
+    }
+
+    #[test]
+    fn decimals_of_every_length_are_written() {
+        let mut number = 1_u64;
+        let edges = std::iter::from_fn(|| {
+            let this = number;
+            number = number.checked_mul(10)?;
+            Some([this - 1, this, this + 1])
+        });
+        for number in edges.flatten().chain([u64::MAX]) {
+            let mut out = Vec::new();
+            push_decimal(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
+    }
 }
