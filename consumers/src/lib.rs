@@ -1,1 +1,53 @@
-//! Placeholder.
+//! Workers that consume the events of the gateway proxy, and the library to write your own.
+//!
+//! A worker is a [`Router`] of commands with their handlers and a `main` of one line:
+//!
+//! ```no_run
+//! use consumers::{Context, Definition, HandlerError, Interaction, Response, Router};
+//!
+//! async fn hello(context: Context, _: Interaction) -> Result<Response, HandlerError> {
+//!     Ok(Response::text(format!("Hello from shard {}", context.shard().id)))
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let router = Router::new().command(Definition::chat_input("hello", "Says hello"), hello);
+//!     consumers::run_worker("my-worker", router, std::env::args_os())
+//! }
+//! ```
+//!
+//! Interactions come from the stream that the proxies fill. Workers with the same `--consumer`
+//! share them: start another one to answer more. The first response of a handler is posted within
+//! Discord's 3 seconds or not at all; an interaction that arrives too late is terminated and
+//! counted. A handler runs at least once per interaction: [`Context::message_id`] is the key to
+//! tell repetitions.
+
+mod admin;
+mod cli;
+pub mod commands;
+pub mod config;
+mod context;
+mod durable;
+pub mod exit;
+pub mod interaction;
+mod metrics;
+mod nats;
+mod response;
+mod rest;
+mod router;
+mod shards;
+mod status;
+mod telemetry;
+mod worker;
+
+pub use cli::{main_with, run_worker};
+pub use commands::Definition;
+pub use config::{Config, Options};
+pub use context::{Context, Event, WorkerInfo};
+pub use exit::Fatal;
+pub use interaction::InteractionEvent;
+pub use response::Response;
+pub use rest::{ApiBase, ApiBaseError};
+pub use router::{Handler, HandlerError, HandlerFuture, Router};
+pub use shards::ShardInfo;
+pub use twilight_model::application::interaction::Interaction;
+pub use worker::{Running, Worker};

@@ -1,0 +1,172 @@
+//! Every number a worker counts, named once. Labels are bounded: outcomes, never guilds or users.
+
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::worker::Outcome;
+
+/// Buckets around what matters: a few milliseconds are normal, 3 s is the end.
+const SECONDS: [f64; 12] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0,
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    outcome: Outcome,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.as_str().encode(encoder)
+    }
+}
+
+/// The instruments of one worker.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    interactions: Family<Labels, Counter>,
+    in_flight: Gauge<i64, AtomicI64>,
+    age_on_arrival: Histogram,
+    answer_time: Histogram,
+    recreated: Counter,
+    pull_errors: Counter,
+    nats_connections: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("consumers");
+        let interactions = Family::<Labels, Counter>::default();
+        registry.register(
+            "interactions",
+            "Interactions by what became of them",
+            interactions.clone(),
+        );
+        let in_flight = Gauge::default();
+        registry.register("in_flight", "Interactions being handled", in_flight.clone());
+        let age_on_arrival = Histogram::new(SECONDS);
+        registry.register_with_unit(
+            "age_on_arrival",
+            "Time from Discord making an interaction to its arrival here",
+            Unit::Seconds,
+            age_on_arrival.clone(),
+        );
+        let answer_time = Histogram::new(SECONDS);
+        registry.register_with_unit(
+            "answer_time",
+            "Time from Discord making an interaction to the end of our answer",
+            Unit::Seconds,
+            answer_time.clone(),
+        );
+        let recreated = Counter::default();
+        let help = "Times the durable consumer was missing and made again";
+        registry.register("consumer_recreated", help, recreated.clone());
+        let pull_errors = Counter::default();
+        registry.register(
+            "pull_errors",
+            "Pull requests that failed",
+            pull_errors.clone(),
+        );
+        let nats_connections = Counter::default();
+        let help = "Connections made to NATS";
+        registry.register("nats_connections", help, nats_connections.clone());
+        Self {
+            registry,
+            interactions,
+            in_flight,
+            age_on_arrival,
+            answer_time,
+            recreated,
+            pull_errors,
+            nats_connections,
+        }
+    }
+
+    pub(crate) fn arrived(&self, age: Duration) {
+        self.age_on_arrival.observe(age.as_secs_f64());
+    }
+
+    pub(crate) fn started(&self) {
+        self.in_flight.inc();
+    }
+
+    pub(crate) fn finished(&self, outcome: Outcome, age: Option<Duration>) {
+        self.in_flight.dec();
+        self.interactions.get_or_create(&Labels { outcome }).inc();
+        if let (Outcome::Answered, Some(age)) = (outcome, age) {
+            self.answer_time.observe(age.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    pub(crate) fn count(&self, outcome: Outcome) -> u64 {
+        self.interactions.get_or_create(&Labels { outcome }).get()
+    }
+
+    pub(crate) fn consumer_recreated(&self) {
+        self.recreated.inc();
+    }
+
+    pub(crate) fn pull_failed(&self) {
+        self.pull_errors.inc();
+    }
+
+    pub(crate) fn nats_connected(&self) {
+        self.nats_connections.inc();
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_counted_by_name() {
+        let metrics = Metrics::new();
+        metrics.started();
+        metrics.started();
+        metrics.finished(Outcome::Stale, None);
+        let text = metrics.text().unwrap();
+        assert!(
+            text.contains("consumers_interactions_total{outcome=\"stale\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("consumers_in_flight 1"), "{text}");
+        assert_eq!((metrics.in_flight(), metrics.count(Outcome::Stale)), (1, 1));
+    }
+
+    #[test]
+    fn times_are_measured_in_seconds() {
+        let metrics = Metrics::new();
+        metrics.arrived(Duration::from_millis(20));
+        metrics.started();
+        metrics.finished(Outcome::Answered, Some(Duration::from_millis(40)));
+        let text = metrics.text().unwrap();
+        assert!(
+            text.contains("consumers_age_on_arrival_seconds_sum 0.02"),
+            "{text}"
+        );
+        assert!(
+            text.contains("consumers_answer_time_seconds_bucket{le=\"0.05\"} 1"),
+            "{text}"
+        );
+    }
+}

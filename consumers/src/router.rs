@@ -1,0 +1,151 @@
+//! Which handler answers which command. Pure: finds, never calls.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use twilight_model::application::interaction::Interaction;
+
+use crate::commands::Definition;
+use crate::context::Context;
+use crate::interaction;
+use crate::response::Response;
+
+/// Why a handler could not answer; the user sees a plain apology, the log sees this.
+pub type HandlerError = Box<dyn Error + Send + Sync>;
+
+/// What [`Handler::handle`] returns.
+pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, HandlerError>> + Send>>;
+
+/// Answers one command. Implemented by every
+/// `async fn(Context, Interaction) -> Result<Response, HandlerError>`.
+///
+/// A handler runs at least once per interaction and may run again after a crash or a lost
+/// connection; [`Context::message_id`] tells repetitions. It has until shortly before the end of
+/// Discord's 3 seconds; then it is dropped.
+pub trait Handler: Send + Sync + 'static {
+    /// Starts answering.
+    fn handle(&self, context: Context, interaction: Interaction) -> HandlerFuture;
+}
+
+impl<F, Fut> Handler for F
+where
+    F: Fn(Context, Interaction) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, HandlerError>> + Send + 'static,
+{
+    fn handle(&self, context: Context, interaction: Interaction) -> HandlerFuture {
+        Box::pin(self(context, interaction))
+    }
+}
+
+/// Commands with their handlers.
+#[derive(Clone, Default)]
+pub struct Router {
+    /// By type and name: Discord allows one name once per type of command.
+    commands: BTreeMap<(u8, String), (Definition, Arc<dyn Handler>)>,
+}
+
+impl Router {
+    /// A router without commands.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a command. It is registered with Discord when a worker starts.
+    ///
+    /// # Panics
+    /// When a command of this type and name is there already: two handlers for one command are a
+    /// mistake in the program.
+    #[must_use]
+    pub fn command(mut self, definition: Definition, handler: impl Handler) -> Self {
+        let key = (definition.kind().into(), definition.name().to_owned());
+        let taken = self.commands.contains_key(&key);
+        assert!(!taken, "the command {:?} is added twice", definition.name());
+        self.commands.insert(key, (definition, Arc::new(handler)));
+        self
+    }
+
+    /// What the commands look like to Discord.
+    pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
+        self.commands.values().map(|(definition, _)| definition)
+    }
+
+    /// The handler of the command an interaction asks for.
+    pub(crate) fn route(&self, interaction: &Interaction) -> Option<Arc<dyn Handler>> {
+        let data = interaction::command(interaction)?;
+        let (_, handler) = self.commands.get(&(data.kind.into(), data.name.clone()))?;
+        Some(Arc::clone(handler))
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.commands.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use twilight_model::application::command::CommandType;
+
+    use super::*;
+    use crate::interaction::InteractionEvent;
+
+    const SLASH: &str = include_str!("../tests/fixtures/INTERACTION_CREATE.json");
+    const COMPONENT: &str = include_str!("../tests/fixtures/INTERACTION_CREATE.component.json");
+    const AUTOCOMPLETE: &str =
+        include_str!("../tests/fixtures/INTERACTION_CREATE.autocomplete.json");
+
+    async fn answer(_: Context, _: Interaction) -> Result<Response, HandlerError> {
+        Ok(Response::text("ok"))
+    }
+
+    fn interaction(frame: &str) -> Interaction {
+        InteractionEvent::decode(Bytes::copy_from_slice(frame.as_bytes()))
+            .unwrap()
+            .interaction
+    }
+
+    fn check(name: &str, frame: &str, found: bool) {
+        let router = Router::new().command(Definition::chat_input(name, "Something"), answer);
+        assert_eq!(router.route(&interaction(frame)).is_some(), found, "{name}");
+    }
+
+    #[test]
+    fn a_command_is_found_by_its_name() {
+        check("shieli", SLASH, true);
+        check("other", SLASH, false);
+    }
+
+    #[test]
+    fn a_message_command_of_the_same_name_is_another_command() {
+        let definition = Definition::context_menu("shieli", CommandType::Message);
+        let router = Router::new().command(definition, answer);
+        assert!(router.route(&interaction(SLASH)).is_none());
+        let router = router.command(Definition::chat_input("shieli", "Something"), answer);
+        assert!(router.route(&interaction(SLASH)).is_some());
+        assert_eq!(router.definitions().count(), 2);
+    }
+
+    #[test]
+    fn components_and_autocomplete_are_no_commands() {
+        check("page", COMPONENT, false);
+        check("elidro", AUTOCOMPLETE, false);
+    }
+
+    #[test]
+    #[should_panic(expected = "added twice")]
+    fn a_command_added_twice_is_a_mistake_of_the_program() {
+        let ping = || Definition::chat_input("ping", "Pong");
+        drop(
+            Router::new()
+                .command(ping(), answer)
+                .command(ping(), answer),
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! One delivery from arrival to acknowledgement: type it, judge its age, let the handler answer,
+//! post the answer, tell the stream.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::{AckKind, Message};
+use schemas::{Subject, message::NATS_MSG_ID};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
+use twilight_model::application::interaction::Interaction;
+
+use super::outcome::Outcome;
+use super::shared::Shared;
+use crate::context::{Context, Event};
+use crate::durable::{ACK_WAIT, MAX_DELIVER};
+use crate::interaction::{Freshness, InteractionEvent, RESPONSE_WINDOW, created_ms, freshness};
+use crate::response::Response;
+use crate::rest::{AnswerError, Answered};
+use crate::router::{Handler, HandlerError};
+
+/// How often JetStream is told that a delivery is still being worked on.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(ACK_WAIT.as_millis() as u64 / 3);
+/// Time kept back from the handler for posting the answer: one round trip to Discord with margin.
+const ANSWER_RESERVE: Duration = Duration::from_millis(500);
+/// Time that must be left for another delivery to be worth it: pause, pull, handler and answer.
+const GIVE_BACK_MIN: Duration = Duration::from_millis(400);
+/// What the user sees when a handler fails.
+const APOLOGY: &str = "Something went wrong while handling this command.";
+
+/// Handles one delivery and settles it with the stream.
+pub(crate) async fn handle(shared: Arc<Shared>, message: Message) {
+    let span = tracing::info_span!("interaction", subject = %message.subject);
+    async {
+        shared.metrics.started();
+        let mut made_ms = None;
+        let outcome = {
+            let work = process(&shared, &message, &mut made_ms);
+            tokio::pin!(work);
+            let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+            progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    outcome = &mut work => break outcome,
+                    _ = progress.tick() => tell(&message, AckKind::Progress).await,
+                }
+            }
+        };
+        let age = made_ms.map(|made| Duration::from_millis(unix_ms().saturating_sub(made)));
+        tell(&message, outcome.settlement()).await;
+        tracing::debug!(outcome = outcome.as_str(), ?age, "interaction settled");
+        shared.metrics.finished(outcome, age);
+    }
+    .instrument(span)
+    .await;
+}
+
+/// A settlement that does not reach the server leads to another delivery, which Discord answers
+/// with "already acknowledged": nothing is lost by it.
+async fn tell(message: &Message, settlement: AckKind) {
+    if let Err(error) = message.ack_with(settlement).await {
+        tracing::warn!(%error, "the stream could not be told about an interaction");
+    }
+}
+
+async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) -> Outcome {
+    let now_ms = unix_ms();
+    let event = match InteractionEvent::decode(message.payload.clone()) {
+        Ok(event) => event,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%error, cause, "an interaction cannot be read, it is given up");
+            return Outcome::Undecodable;
+        }
+    };
+    let id = event.interaction.id.get();
+    *made_ms = Some(created_ms(id));
+    let left = match freshness(id, now_ms) {
+        Freshness::Fresh { left } => left,
+        Freshness::Stale { age } => {
+            // When the stream has it for a short time only, a proxy was late or a clock is wrong.
+            let stored = message
+                .info()
+                .map(|info| info.published.unix_timestamp())
+                .ok();
+            let stored_s = stored.map(|at| unix_ms() as i64 / 1000 - at);
+            tracing::warn!(
+                id,
+                ?age,
+                stored_s,
+                "an interaction came too late, it is not answered"
+            );
+            return Outcome::Stale;
+        }
+    };
+    shared.metrics.arrived(RESPONSE_WINDOW.saturating_sub(left));
+    let deadline = Instant::now() + left;
+    let Some(handler) = shared.router.route(&event.interaction) else {
+        tracing::debug!(id, "an interaction has no handler here");
+        return Outcome::Unhandled;
+    };
+    let context = match context(
+        shared,
+        message,
+        &event,
+        RESPONSE_WINDOW.saturating_sub(left),
+    ) {
+        Ok(context) => context,
+        Err(error) => {
+            tracing::warn!(%error, "an interaction has a subject that is not ours");
+            return Outcome::Undecodable;
+        }
+    };
+    let deliveries = context.event.deliveries;
+    // Even a late handler gets half of what is left.
+    let reserve = ANSWER_RESERVE.min(left / 2);
+    let interaction = event.interaction.clone();
+    let answer = run(handler, context, interaction, deadline - reserve).await;
+    let (response, failed) = match answer {
+        Ok(response) => (response, false),
+        Err(failure) => {
+            let command = crate::interaction::command(&event.interaction);
+            let command = command.map(|data| data.name.as_str());
+            tracing::error!(id, command, %failure, "a handler failed");
+            (Response::text(APOLOGY).ephemeral(), true)
+        }
+    };
+    let posted = shared
+        .rest
+        .answer(&event.interaction, &response, deadline)
+        .await;
+    if failed {
+        return Outcome::Failed;
+    }
+    judge(posted, id, deliveries, deadline)
+}
+
+fn judge(
+    posted: Result<Answered, AnswerError>,
+    id: u64,
+    deliveries: u64,
+    deadline: Instant,
+) -> Outcome {
+    match posted {
+        Ok(Answered::ByUs) => Outcome::Answered,
+        Ok(Answered::Before) => Outcome::AlreadyAnswered,
+        Err(AnswerError::Gone) => {
+            tracing::warn!(
+                id,
+                deliveries,
+                "Discord does not know the interaction any more"
+            );
+            Outcome::Expired
+        }
+        Err(AnswerError::Refused(error)) => {
+            tracing::error!(id, %error, "Discord refuses an answer");
+            Outcome::Refused
+        }
+        Err(AnswerError::Unavailable(error)) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let again = left >= GIVE_BACK_MIN && deliveries < MAX_DELIVER.unsigned_abs();
+            tracing::error!(id, %error, ?left, again, "Discord could not be reached in time");
+            if again {
+                Outcome::GivenBack
+            } else {
+                Outcome::Unreachable
+            }
+        }
+    }
+}
+
+fn context(
+    shared: &Shared,
+    message: &Message,
+    event: &InteractionEvent,
+    age: Duration,
+) -> Result<Context, schemas::SubjectError> {
+    let subject = Subject::parse(&shared.prefix, &message.subject)?;
+    let Subject::Event { shard, guild, .. } = subject else {
+        let text = message.subject.to_string();
+        return Err(schemas::SubjectError {
+            text,
+            prefix: shared.prefix.clone(),
+        });
+    };
+    let info = message.info().ok();
+    let deliveries = info
+        .as_ref()
+        .map_or(1, |info| u64::try_from(info.delivered).unwrap_or(1));
+    // Every event of the proxy has the header; a message somebody stored by hand is told from
+    // others by its place in the stream.
+    let stated = message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(NATS_MSG_ID));
+    let message_id = stated.map(ToString::to_string).unwrap_or_else(|| {
+        let place = info
+            .as_ref()
+            .map(|info| (info.stream, info.stream_sequence));
+        place.map_or_else(String::new, |(stream, sequence)| {
+            format!("{stream}@{sequence}")
+        })
+    });
+    Ok(Context {
+        event: Event {
+            frame: event.frame.clone(),
+            seq: event.seq,
+            guild,
+            deliveries,
+        },
+        shard: shared.shards.info(shard, guild),
+        message_id: message_id.into(),
+        age,
+        worker: shared.worker.clone(),
+        rest: Arc::clone(shared.rest.api()),
+    })
+}
+
+/// Why a handler has no answer.
+#[derive(Debug, thiserror::Error)]
+enum HandlerFailure {
+    #[error("{0}")]
+    Error(HandlerError),
+    #[error("panicked: {0}")]
+    Panicked(String),
+    #[error("did not answer in time")]
+    TimedOut,
+}
+
+/// Runs a handler in a task of its own, so that its panic is its own too, and drops it at the
+/// deadline.
+async fn run(
+    handler: Arc<dyn Handler>,
+    context: Context,
+    interaction: Interaction,
+    deadline: Instant,
+) -> Result<Response, HandlerFailure> {
+    let answering = async move { handler.handle(context, interaction).await };
+    let task = AbortOnDropHandle::new(tokio::spawn(answering.in_current_span()));
+    match timeout_at(deadline, task).await {
+        Ok(Ok(answer)) => answer.map_err(HandlerFailure::Error),
+        Ok(Err(ended)) => Err(HandlerFailure::Panicked(panic_text(ended))),
+        Err(_) => Err(HandlerFailure::TimedOut),
+    }
+}
+
+fn panic_text(ended: tokio::task::JoinError) -> String {
+    match ended.try_into_panic() {
+        Ok(payload) => {
+            let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+            text.or_else(|| payload.downcast_ref::<String>().cloned())
+                .unwrap_or_default()
+        }
+        Err(cancelled) => cancelled.to_string(),
+    }
+}
+
+/// Wall-clock time, for comparison with Discord's snowflakes only.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
