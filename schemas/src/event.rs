@@ -7,10 +7,13 @@ use std::fmt;
 use crate::Intents;
 
 mod names;
-pub mod synthetic;
+mod synthetic;
 
 pub use names::EventKind;
-pub use synthetic::ProxyEventKind;
+pub use synthetic::{
+    Dispatch, GapReason, ProxyEvent, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard,
+    ReshardPhase,
+};
 
 /// What a dispatch is called: Discord's `t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -17,8 +17,10 @@ pub mod subject;
 pub mod timestamp;
 
 pub use control::{CommandOp, CommandReply, CommandStatus, FleetVerb, GatewayCommand};
-pub use event::synthetic::{Dispatch, GapReason, ProxyEvent, ProxyGap, ProxyReshard, ProxyShard};
-pub use event::{EventKind, EventName, ProxyEventKind};
+pub use event::{
+    Dispatch, EventKind, EventName, GapReason, ProxyEvent, ProxyEventKind, ProxyGap, ProxyReshard,
+    ProxyShard,
+};
 pub use fleet::{
     Compression, FleetKey, IdentifyState, Leader, Load, Member, Plan, SessionBudget, ShardRecord,
     ShardState,

@@ -1,124 +1,19 @@
 //! The subject grammar: built and parsed by one type, so that both directions agree.
 
 use std::fmt;
-use std::str::FromStr;
 
 use crate::GuildId;
 use crate::ids::canonical_u32;
 
+mod bytes;
+mod prefix;
+
+pub use bytes::{EVENT_TOKEN_MAX, event_root, push_decimal, push_event_subject};
+use bytes::{EventToken, is_plain};
+pub use prefix::{Prefix, PrefixError};
+
 /// `<guild>` of an event that belongs to no guild.
 pub const NO_GUILD: &str = "none";
-
-/// Longest `<EVENT>` token; of a longer name it holds the beginning. Discord's longest has 38
-/// characters, but a NATS server closes the connection on a control line above 4096 bytes, and one
-/// absurd frame must not do that.
-pub const EVENT_TOKEN_MAX: usize = 256;
-
-/// The first token of every subject; several bots share one NATS with different prefixes.
-///
-/// `[A-Za-z0-9_-]{1,32}`: one token, and usable in stream and bucket names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Prefix(String);
-
-impl Prefix {
-    /// The prefix used unless `--subject-prefix` says otherwise.
-    pub const DEFAULT: &'static str = "discord";
-    /// Longest prefix, so that stream names stay within NATS' limits.
-    pub const MAX_LEN: usize = 32;
-
-    /// The prefix as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Name of the stream that holds the events: `DISCORD_EVENTS`; with `--event-streams K` > 1
-    /// `DISCORD_EVENTS_0` … for the shards with `id mod K` = index.
-    #[must_use]
-    pub fn event_stream(&self, index: Option<u32>) -> String {
-        let upper = self.0.to_ascii_uppercase();
-        match index {
-            None => format!("{upper}_EVENTS"),
-            Some(index) => format!("{upper}_EVENTS_{index}"),
-        }
-    }
-
-    /// Name of the stream of events that workers gave up on: `DISCORD_DEAD`.
-    #[must_use]
-    pub fn dead_stream(&self) -> String {
-        format!("{}_DEAD", self.0.to_ascii_uppercase())
-    }
-
-    /// Name of the KV bucket of the fleet: `discord_fleet`.
-    #[must_use]
-    pub fn fleet_bucket(&self) -> String {
-        format!("{}_fleet", self.0)
-    }
-
-    /// Subjects of all shards' events: `discord.shard.*.events.*.*`.
-    #[must_use]
-    pub fn all_events(&self) -> String {
-        format!("{}.shard.*.events.*.*", self.0)
-    }
-
-    /// Subjects of one shard's events: `discord.shard.7.events.*.*`.
-    #[must_use]
-    pub fn shard_events(&self, shard: u32) -> String {
-        format!("{}.shard.{shard}.events.*.*", self.0)
-    }
-
-    /// Subjects of one event of all shards: `discord.shard.*.events.*.INTERACTION_CREATE`.
-    #[must_use]
-    pub fn event_of_all_shards(&self, event: &str) -> String {
-        format!("{}.shard.*.events.*.{}", self.0, EventToken(event))
-    }
-
-    /// Destination of the live feed in NATS' transform syntax:
-    /// `discord.shard.{{wildcard(1)}}.events`.
-    #[must_use]
-    pub fn live_feed_transform(&self) -> String {
-        format!("{}.shard.{{{{wildcard(1)}}}}.events", self.0)
-    }
-
-    /// Subject a core subscriber listens on for the live feed: `discord.shard.*.events`.
-    #[must_use]
-    pub fn live_feed(&self) -> String {
-        format!("{}.shard.*.events", self.0)
-    }
-}
-
-impl Default for Prefix {
-    fn default() -> Self {
-        Self(Self::DEFAULT.to_owned())
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = PrefixError;
-
-    fn from_str(text: &str) -> Result<Self, PrefixError> {
-        if text.is_empty() || text.len() > Self::MAX_LEN || !text.bytes().all(is_plain) {
-            return Err(PrefixError {
-                text: text.to_owned(),
-            });
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A prefix outside its rules.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("subject prefix {text:?} is not 1 to 32 characters of A-Z, a-z, 0-9, _ and -")]
-pub struct PrefixError {
-    /// What was given.
-    pub text: String,
-}
 
 /// Every subject of the system, without its prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -310,92 +205,6 @@ pub struct SubjectError {
     pub prefix: Prefix,
 }
 
-/// Appends one event's subject: the hot path's form of [`Subject::Event`], without formatting
-/// machinery. `shard_root` is what [`event_root`] made, once per shard.
-pub fn push_event_subject(
-    out: &mut Vec<u8>,
-    shard_root: &str,
-    guild: Option<GuildId>,
-    event: &str,
-) {
-    out.reserve(shard_root.len() + DECIMAL_DIGITS_MAX + 1 + event.len().min(EVENT_TOKEN_MAX) + 1);
-    out.extend_from_slice(shard_root.as_bytes());
-    match guild {
-        Some(guild) => push_decimal(out, guild.get()),
-        None => out.extend_from_slice(NO_GUILD.as_bytes()),
-    }
-    out.push(b'.');
-    if is_token(event) {
-        out.extend_from_slice(event.as_bytes());
-    } else {
-        out.extend(token_bytes(event));
-    }
-}
-
-/// The part of an event subject that a shard's events share: `discord.shard.7.events.`.
-#[must_use]
-pub fn event_root(prefix: &Prefix, shard: u32) -> String {
-    format!("{prefix}.shard.{shard}.events.")
-}
-
-/// `u64::MAX` has 20 digits.
-const DECIMAL_DIGITS_MAX: usize = 20;
-
-/// Appends a number in decimal.
-pub fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
-    // Two digits per division: a snowflake has 19, and a division waits for the one before it.
-    let mut digits = [0_u8; DECIMAL_DIGITS_MAX];
-    let mut at = digits.len();
-    while number >= 100 {
-        let pair = (number % 100) as u8;
-        number /= 100;
-        at -= 2;
-        digits[at] = b'0' + pair / 10;
-        digits[at + 1] = b'0' + pair % 10;
-    }
-    let rest = number as u8;
-    at -= 1;
-    digits[at] = b'0' + rest % 10;
-    if rest >= 10 {
-        at -= 1;
-        digits[at] = b'0' + rest / 10;
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
-/// An event name as a subject token: other characters become `_`, an empty name is `_`.
-struct EventToken<'a>(&'a str);
-
-impl fmt::Display for EventToken<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_token(self.0) {
-            return f.write_str(self.0);
-        }
-        token_bytes(self.0).try_for_each(|byte| fmt::Write::write_char(f, char::from(byte)))
-    }
-}
-
-/// True when the name is its own token.
-fn is_token(event: &str) -> bool {
-    (1..=EVENT_TOKEN_MAX).contains(&event.len()) && event.bytes().all(is_plain)
-}
-
-fn token_bytes(event: &str) -> impl Iterator<Item = u8> {
-    let event = if event.is_empty() { "_" } else { event };
-    event.chars().take(EVENT_TOKEN_MAX).map(plain_byte)
-}
-
-fn plain_byte(c: char) -> u8 {
-    match u8::try_from(c) {
-        Ok(byte) if is_plain(byte) => byte,
-        _ => b'_',
-    }
-}
-
-const fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
-}
-
 /// A token of the kinds only we make; NATS forbids white space and the wildcards.
 fn token(text: &str) -> Option<&str> {
     let bad = |c: char| c == '.' || c == '*' || c == '>' || c.is_whitespace() || c.is_control();
@@ -487,35 +296,6 @@ mod tests {
     }
 
     #[test]
-    fn stream_and_bucket_names_follow_the_prefix() {
-        let prefix: Prefix = "mybot".parse().unwrap();
-        assert_eq!(prefix.event_stream(None), "MYBOT_EVENTS");
-        assert_eq!(prefix.event_stream(Some(3)), "MYBOT_EVENTS_3");
-        assert_eq!(prefix.dead_stream(), "MYBOT_DEAD");
-        assert_eq!(prefix.fleet_bucket(), "mybot_fleet");
-        assert_eq!(prefix.all_events(), "mybot.shard.*.events.*.*");
-        assert_eq!(prefix.shard_events(3), "mybot.shard.3.events.*.*");
-        assert_eq!(
-            prefix.event_of_all_shards("READY"),
-            "mybot.shard.*.events.*.READY"
-        );
-        assert_eq!(prefix.live_feed(), "mybot.shard.*.events");
-        assert_eq!(
-            prefix.live_feed_transform(),
-            "mybot.shard.{{wildcard(1)}}.events"
-        );
-    }
-
-    #[test]
-    fn prefixes_that_are_more_than_a_token_are_refused_by_name() {
-        for text in ["", "a.b", "a b", "a*", ">", "é", "a\r\n", &"a".repeat(33)] {
-            let error = text.parse::<Prefix>().unwrap_err();
-            assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
-        }
-        assert_eq!("a".repeat(32).parse::<Prefix>().unwrap().as_str().len(), 32);
-    }
-
-    #[test]
     fn subjects_of_another_prefix_or_shape_are_refused() {
         let prefix = Prefix::default();
         for text in [
@@ -583,45 +363,5 @@ mod tests {
             .checked(&prefix)
             .is_ok()
         );
-    }
-
-    #[test]
-    fn event_names_become_one_token() {
-        let check = |name: &str, expect: &str| {
-            let mut out = Vec::new();
-            push_event_subject(&mut out, &event_root(&Prefix::default(), 7), None, name);
-            let expect = format!("discord.shard.7.events.none.{expect}");
-            assert_eq!(String::from_utf8(out).unwrap(), expect);
-            let subject = Subject::Event {
-                shard: 7,
-                guild: None,
-                event: name,
-            };
-            assert_eq!(subject.with_prefix(&Prefix::default()), expect);
-        };
-        check("MESSAGE_CREATE", "MESSAGE_CREATE");
-        check("lower-case-9", "lower-case-9");
-        check("", "_");
-        check("A.B*C>D E\tF", "A_B_C_D_E_F");
-        check("A\r\nB", "A__B");
-        check("É🦀x", "__x");
-        check(&"A".repeat(256), &"A".repeat(256));
-        check(&"A".repeat(257), &"A".repeat(256));
-        check(&"é".repeat(5000), &"_".repeat(256));
-    }
-
-    #[test]
-    fn decimals_of_every_length_are_written() {
-        let mut number = 1_u64;
-        let edges = std::iter::from_fn(|| {
-            let this = number;
-            number = number.checked_mul(10)?;
-            Some([this - 1, this, this + 1])
-        });
-        for number in edges.flatten().chain([u64::MAX]) {
-            let mut out = Vec::new();
-            push_decimal(&mut out, number);
-            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
-        }
     }
 }
