@@ -3,6 +3,7 @@
 
 pub mod budget;
 pub mod close;
+pub mod frame;
 pub mod identify;
 pub mod ingest;
 pub mod outgoing;
