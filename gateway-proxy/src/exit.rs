@@ -6,6 +6,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Once;
 
+use gateway_proxy_core::close::FatalClose;
+use schemas::ShardId;
+
 /// Signals that end the process at once when they arrive a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -123,35 +126,31 @@ impl Fatal {
         }
     }
 
-    /// The end that a gateway close code demands, if it is one that no reconnect can cure (Discord,
-    /// Gateway close event codes: reconnect "false").
+    /// The end that a close demands which no reconnect can cure (Discord, Gateway close event codes:
+    /// reconnect "false").
     #[must_use]
-    pub fn from_gateway_close(shard: schemas::ShardId, code: u16) -> Option<Self> {
-        let closed = |why: &str| format!("Discord closed shard {shard} with {code}: {why}");
-        Some(match code {
-            4004 => Self::refused(
-                closed("the token is not valid"),
-                "set the bot's current token (--token-file or DISCORD_TOKEN)",
+    pub fn gateway_close(shard: ShardId, close: FatalClose) -> Self {
+        let problem = format!("shard {shard}: {close}");
+        match close {
+            FatalClose::AuthenticationFailed => {
+                Self::refused(problem, "set the bot's current token (--token-file or DISCORD_TOKEN)")
+            }
+            FatalClose::InvalidIntents => Self::refused(problem, "check --intents"),
+            FatalClose::DisallowedIntents => Self::refused(
+                problem,
+                "enable them in Discord's developer portal (Bot, Privileged Gateway Intents) or leave them out of --intents",
             ),
-            4010 => Self::unfit(
-                closed("the shard is not valid"),
-                "check --shards and --shard-ids; very large bots need a multiple of what Discord recommends",
+            FatalClose::InvalidShard => Self::unfit(
+                problem,
+                "check --shards and --shard-ids; very large bots need a multiple of the number Discord recommends",
             ),
-            4011 => Self::unfit(
-                closed("the bot is in too many guilds for this number of shards"),
-                "raise --shards or use --shards auto",
-            ),
-            4012 => Self::unfit(
-                closed("the gateway version is not valid"),
-                "this version of the program is too old for Discord: update it",
-            ),
-            4013 => Self::refused(closed("the intents are not valid"), "check --intents"),
-            4014 => Self::refused(
-                closed("the bot may not use one of the privileged intents it asked for"),
-                "enable it in Discord's developer portal (Bot, Privileged Gateway Intents) or leave it out of --intents",
-            ),
-            _ => return None,
-        })
+            FatalClose::ShardingRequired => {
+                Self::unfit(problem, "raise --shards or use --shards auto")
+            }
+            FatalClose::InvalidVersion => {
+                Self::unfit(problem, "this program is too old for Discord: update it")
+            }
+        }
     }
 
     /// The process' exit code.
@@ -219,29 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn fatal_close_codes_map_to_refused_or_unfit_and_others_to_nothing() {
-        let shard = schemas::ShardId::new(3, 16).unwrap();
-        let code = |close| Fatal::from_gateway_close(shard, close).map(|fatal| fatal.code());
-        for refused in [4004, 4013, 4014] {
-            assert_eq!(code(refused), Some(77), "{refused}");
-        }
-        for unfit in [4010, 4011, 4012] {
-            assert_eq!(code(unfit), Some(78), "{unfit}");
-        }
-        for curable in [
-            1000, 1001, 1006, 4000, 4001, 4002, 4003, 4005, 4007, 4008, 4009, 4015,
+    fn a_refused_token_or_intent_is_77_and_a_refused_shard_or_version_78() {
+        let shard = ShardId::new(3, 16).unwrap();
+        for (close, code) in [
+            (FatalClose::AuthenticationFailed, 77),
+            (FatalClose::InvalidIntents, 77),
+            (FatalClose::DisallowedIntents, 77),
+            (FatalClose::InvalidShard, 78),
+            (FatalClose::ShardingRequired, 78),
+            (FatalClose::InvalidVersion, 78),
         ] {
-            assert_eq!(code(curable), None, "{curable}");
+            let fatal = Fatal::gateway_close(shard, close);
+            assert_eq!(fatal.code(), code, "{close:?}");
+            assert!(fatal.to_string().contains("3/16"), "{fatal}");
         }
-    }
-
-    #[test]
-    fn a_close_code_message_names_the_shard_and_the_remedy() {
-        let shard = schemas::ShardId::new(3, 16).unwrap();
-        let text = Fatal::from_gateway_close(shard, 4014).unwrap().to_string();
-        assert!(
-            text.contains("3/16") && text.contains("--intents"),
-            "{text}"
-        );
     }
 }

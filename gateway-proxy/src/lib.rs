@@ -5,4 +5,6 @@
 
 pub mod config;
 pub mod exit;
+pub mod metrics;
 pub mod shutdown;
+pub mod status;
