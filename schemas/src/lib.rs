@@ -1,7 +1,6 @@
 //! The contract between proxies, consumers and everybody else: subjects, message headers, event
 //! names, control-plane messages and KV values. No I/O, no clock; only this crate spells a subject,
 //! a header or a key.
-
 //!
 //! Two rules for times: KV values, which machines compare, carry Unix milliseconds in fields named
 //! `…_unix_ms`; events and HTTP answers, which people read, carry RFC 3339 texts ([`Timestamp`]).
