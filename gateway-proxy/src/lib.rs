@@ -3,6 +3,7 @@
 //! Decisions are made in `gateway-proxy-core`; this crate reads the clock, opens the sockets and
 //! drives them.
 
+pub mod compression;
 pub mod config;
 pub mod exit;
 pub mod metrics;
