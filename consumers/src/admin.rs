@@ -27,16 +27,23 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 /// What the endpoints show.
 #[derive(Clone, Debug)]
 pub(crate) struct Admin {
-    pub(crate) worker: WorkerInfo,
-    pub(crate) status: Arc<Status>,
-    pub(crate) metrics: Arc<Metrics>,
+    worker: WorkerInfo,
+    status: Arc<Status>,
+    metrics: Arc<Metrics>,
+}
+
+impl Admin {
+    pub(crate) fn new(worker: &WorkerInfo, status: &Arc<Status>, metrics: &Arc<Metrics>) -> Self {
+        let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
+        Self { worker: worker.clone(), status, metrics }
+    }
 }
 
 /// Body of `/health`.
 #[derive(Debug, Serialize)]
 struct Health {
     version: &'static str,
-    worker: Arc<str>,
+    worker: String,
     status: ProcessStatus,
     uptime_s: u64,
     nats_connected: bool,
@@ -98,7 +105,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
 async fn health(State(admin): State<Admin>) -> Json<Health> {
     Json(Health {
         version: env!("CARGO_PKG_VERSION"),
-        worker: Arc::clone(&admin.worker.id),
+        worker: admin.worker.id.to_string(),
         status: admin.status.process(),
         uptime_s: admin.worker.uptime().as_secs(),
         nats_connected: admin.status.connected(),

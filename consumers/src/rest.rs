@@ -70,9 +70,8 @@ impl Rest {
             let post =
                 client.create_response(interaction.id, &interaction.token, response.as_model());
             let limit = deadline.min(Instant::now() + TRY_TIMEOUT);
-            let failure = match once(post.into_future(), limit).await {
-                Ok(_) => return Ok(Answered::ByUs),
-                Err(failure) => failure,
+            let Err(failure) = once(post.into_future(), limit).await else {
+                return Ok(Answered::ByUs);
             };
             match failure.verdict() {
                 Verdict::Acknowledged => return Ok(Answered::Before),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub(crate) use outcome::Outcome;
@@ -67,32 +67,21 @@ impl Worker {
         let (status, metrics) = (Arc::new(Status::new()), Arc::new(Metrics::new()));
         let (listener, http_address) = admin::bind(config.http).await?;
         tracing::info!(worker = %worker.id, http = %http_address, "starting");
-        let endpoints = Admin {
-            worker: worker.clone(),
-            status: status.clone(),
-            metrics: metrics.clone(),
-        };
         let closed = CancellationToken::new();
+        let endpoints = Admin::new(&worker, &status, &metrics);
         let admin = spawn(admin::serve(listener, endpoints, closed.clone()));
 
         let link = nats::connect(&config, deadline).await?;
         let watching = spawn(watch_link(link.clone(), status.clone(), metrics.clone()));
         status.set_connected(true);
-        let rest = Rest::new(&config.api, &config.token);
         status.advance(Phase::Starting(Step::Commands));
+        let rest = Rest::new(&config.api, &config.token);
         let registered = register(&rest, router.definitions(), deadline).await?;
-        tracing::info!(
-            written = registered.written,
-            unchanged = registered.unchanged,
-            "commands are registered"
-        );
+        let (written, unchanged) = (registered.written, registered.unchanged);
+        tracing::info!(written, unchanged, "commands are registered");
         status.advance(Phase::Starting(Step::Consumer));
-        let durables = Durable::all(&config.prefix, config.event_streams, &config.consumer);
-        let mut opened = Vec::with_capacity(durables.len());
-        for durable in durables {
-            let consumer = open(&durable, &link, deadline).await?;
-            opened.push((durable, consumer));
-        }
+        let opened = open_all(&config, &link, deadline).await?;
+
         let shards = Shards::default();
         let following = spawn(
             shards
@@ -111,36 +100,50 @@ impl Worker {
             link,
         });
         let (deliveries, stopping) = (TaskTracker::new(), CancellationToken::new());
+        let abandoned = CancellationToken::new();
         // The streams share the slots evenly: a quiet one must not hold those of a busy one.
         let slots = config.concurrency.div_ceil(opened.len());
         let pullers = opened.into_iter().map(|(durable, consumer)| {
             let puller = Puller {
-                shared: shared.clone(),
+                shared: Arc::clone(&shared),
                 durable,
                 slots,
                 deliveries: deliveries.clone(),
                 stopping: stopping.clone(),
+                abandoned: abandoned.clone(),
             };
             spawn(puller.run(consumer))
         });
         let pullers = pullers.collect();
         shared.status.advance(Phase::Running);
         tracing::info!(took = ?started.elapsed(), "answering interactions");
-        let grace_period = config.grace_period;
-        let background = [watching, following];
-        let running = Running {
+        Ok(Running {
             http_address,
             shared,
-            grace_period,
+            grace_period: config.grace_period,
             deliveries,
             stopping,
+            abandoned: abandoned.drop_guard(),
             pullers,
             closed,
             admin,
-            background,
-        };
-        Ok(running)
+            background: [watching, following],
+        })
     }
+}
+
+async fn open_all(
+    config: &Config,
+    link: &Link,
+    deadline: Instant,
+) -> Result<Vec<(Durable, PullConsumer)>, Fatal> {
+    let durables = Durable::all(&config.prefix, config.event_streams, &config.consumer);
+    let mut opened = Vec::with_capacity(durables.len());
+    for durable in durables {
+        let consumer = open(&durable, link, deadline).await?;
+        opened.push((durable, consumer));
+    }
+    Ok(opened)
 }
 
 /// A worker at work. Dropping it ends it at once; [`Running::stop`] lets it finish.
@@ -151,6 +154,8 @@ pub struct Running {
     grace_period: Duration,
     deliveries: TaskTracker,
     stopping: CancellationToken,
+    /// Ends the deliveries in flight when the worker is dropped.
+    abandoned: DropGuard,
     pullers: Vec<AbortOnDropHandle<()>>,
     closed: CancellationToken,
     admin: AbortOnDropHandle<()>,
@@ -190,6 +195,7 @@ impl Running {
                 "interactions outlived the grace period, other workers get them"
             );
         }
+        drop(self.abandoned);
         match timeout(FLUSH_TIMEOUT, self.shared.link.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last acknowledgements may be lost"),

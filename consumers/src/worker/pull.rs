@@ -38,6 +38,8 @@ pub(crate) struct Puller {
     /// Where deliveries run; outlives the puller.
     pub(crate) deliveries: TaskTracker,
     pub(crate) stopping: CancellationToken,
+    /// Cancelled when deliveries in flight must end where they stand.
+    pub(crate) abandoned: CancellationToken,
 }
 
 /// Why one pull request is over.
@@ -117,8 +119,11 @@ impl Puller {
         // A batch holds no more messages than were asked for, one per free slot.
         let slot = free.split(1);
         let shared = Arc::clone(&self.shared);
+        let abandoned = self.abandoned.clone();
         self.deliveries.spawn(async move {
-            delivery::handle(shared, message).await;
+            abandoned
+                .run_until_cancelled(delivery::handle(shared, message))
+                .await;
             drop(slot);
         });
     }
