@@ -6,6 +6,7 @@
 //! one counts, as in most JSON parsers.
 
 use std::borrow::Cow;
+use std::mem;
 
 use schemas::GuildId;
 
@@ -77,23 +78,28 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// [`FrameError`] says what is wrong with it.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
-        let Ok(text) = simdutf8::basic::from_utf8(bytes) else {
-            // The fast check does not say where.
-            let at = str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
-            return Err(FrameError::NotUtf8 { at });
-        };
-        let mut scanner = Scanner::new(text);
-        match scanner.peek() {
-            Some(b'{') => {}
-            Some(_) => return Err(FrameError::NotObject),
-            None => return Err(JsonError::Truncated { at: bytes.len() }.into()),
-        }
-        let mut envelope = Envelope::default();
-        scanner.object(|key, scanner| envelope.visit(key, scanner))?;
+        let mut scanner = Scanner::new(utf8(bytes)?);
+        let frame = Self::scan(&mut scanner)?;
         let end = scanner.position();
         if scanner.peek().is_some() {
             return Err(FrameError::Trailing { at: end });
         }
+        Ok(frame)
+    }
+
+    fn scan(scanner: &mut Scanner<'a>) -> Result<Self, FrameError> {
+        match scanner.peek() {
+            Some(b'{') => {}
+            Some(_) => return Err(FrameError::NotObject),
+            None => {
+                return Err(JsonError::Truncated {
+                    at: scanner.position(),
+                }
+                .into());
+            }
+        }
+        let mut envelope = Envelope::default();
+        scanner.object(|key, scanner| envelope.visit(key, scanner))?;
         envelope.finish()
     }
 
@@ -108,6 +114,68 @@ impl<'a> Frame<'a> {
         };
         value.and_then(guild_id)
     }
+}
+
+/// The frames of a text that may hold several, one after the other: a zlib message may complete
+/// more than one.
+///
+/// Yields each frame with its own bytes, which together are the whole text. After an error, which
+/// cannot be told from the end of a frame, nothing follows.
+#[derive(Debug)]
+pub struct Frames<'a> {
+    state: State<'a>,
+}
+
+#[derive(Debug)]
+enum State<'a> {
+    At(Scanner<'a>),
+    Failed(FrameError),
+    Done,
+}
+
+impl<'a> Frames<'a> {
+    /// The frames in `bytes`; empty bytes hold none.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        let text = utf8(bytes);
+        Self {
+            state: text.map_or_else(State::Failed, |text| State::At(Scanner::new(text))),
+        }
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<(&'a [u8], Frame<'a>), FrameError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match mem::replace(&mut self.state, State::Done) {
+            State::At(mut scanner) => {
+                let start = scanner.position();
+                scanner.peek()?;
+                let frame = match Frame::scan(&mut scanner) {
+                    Ok(frame) => frame,
+                    Err(error) => return Some(Err(error)),
+                };
+                // White space after a frame goes with it.
+                let more = scanner.peek().is_some();
+                let raw = scanner.between(start, scanner.position()).as_bytes();
+                if more {
+                    self.state = State::At(scanner);
+                }
+                Some(Ok((raw, frame)))
+            }
+            State::Failed(error) => Some(Err(error)),
+            State::Done => None,
+        }
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, FrameError> {
+    simdutf8::basic::from_utf8(bytes).map_err(|_| {
+        // The fast check does not say where.
+        let at = str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
+        FrameError::NotUtf8 { at }
+    })
 }
 
 /// The envelope's fields as they stand in the frame.
@@ -154,7 +222,7 @@ impl<'a> Envelope<'a> {
             }
             Ok(())
         })?;
-        self.data = Some(scanner.since(start));
+        self.data = Some(scanner.between(start, scanner.position()));
         Ok(())
     }
 

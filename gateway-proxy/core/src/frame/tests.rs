@@ -372,6 +372,46 @@ fn escapes_in_the_name_are_resolved() {
     }
 }
 
+#[test]
+fn several_frames_in_one_text_are_taken_apart() {
+    let ops = |text: &str| -> Vec<Result<(String, u64), FrameError>> {
+        let frames = Frames::new(text.as_bytes());
+        frames
+            .map(|frame| frame.map(|(raw, f)| (str::from_utf8(raw).unwrap().to_owned(), f.op)))
+            .collect()
+    };
+    let ok = |raw: &str, op| Ok((raw.to_owned(), op));
+    assert_eq!(ops(""), []);
+    assert_eq!(ops(" \n"), []);
+    assert_eq!(ops(r#" {"op":1} "#), [ok(r#" {"op":1} "#, 1)]);
+    assert_eq!(
+        ops("{\"op\":1}{\"op\":2}\n{\"op\":3}\n"),
+        [
+            ok("{\"op\":1}", 1),
+            ok("{\"op\":2}\n", 2),
+            ok("{\"op\":3}\n", 3)
+        ]
+    );
+    // What came before an error counts, what follows does not.
+    assert_eq!(
+        ops(r#"{"op":1}{"s":2}{"op":3}"#),
+        [ok(r#"{"op":1}"#, 1), Err(FrameError::MissingOp)]
+    );
+    assert_eq!(
+        ops(r#"{"op":1} x"#),
+        [ok(r#"{"op":1} "#, 1), Err(FrameError::NotObject)]
+    );
+    let not_utf8: Vec<_> = Frames::new(b"{\"op\":1}\xff").collect();
+    assert_eq!(not_utf8, [Err(FrameError::NotUtf8 { at: 8 })]);
+}
+
+#[test]
+fn all_fixtures_in_one_text_are_taken_apart() {
+    let joined: String = FIXTURES.lines().collect();
+    let raws = Frames::new(joined.as_bytes()).map(|frame| frame.unwrap().0);
+    assert!(raws.eq(FIXTURES.lines().map(str::as_bytes)));
+}
+
 proptest! {
     #[test]
     fn arbitrary_frames_are_read_as_the_reference_reads_them(frame in any_frame()) {
