@@ -10,30 +10,46 @@
 //!   first unacknowledged message. `Nats-Msg-Id` removes what had been stored. Bytes of the old
 //!   connection that the server still reads are a prefix of the same order, so they cannot invert it.
 //!
+//! After trouble messages go one per batch for a while. The server does not store what follows a
+//! message it refuses, and acknowledges nothing before it either, so that a refused message gets its
+//! own answer only alone; and whatever keeps batches from working, one message at a time gets on.
+//!
 //! Messages stay in the queue until acknowledged; the queue's bound is the caller's byte budget.
 
 mod reply;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub use reply::ReplyError;
+pub use reply::{ApiError, Reply, ReplyError};
 
 /// How often the server acknowledges inside a batch at most, in messages: what it grants a lone
 /// publisher (`min(500, asked)`).
 pub const FLOW: u16 = 500;
+/// What is assumed of the flow until the server has said what it wants, which is 1 while others
+/// publish: few enough that everybody may begin so, many enough that an ordinary batch need not wait.
+const FLOW_UNKNOWN: u16 = 32;
 /// Acknowledgements that may be outstanding, times the flow the server wants (ADR-50: 2 keeps the
 /// server busy while an acknowledgement is on its way, 3 covers longer round trips).
 const OUTSTANDING_ACKS: u64 = 3;
-/// Bytes that may be outstanding: multi-MB GUILD_CREATEs must not fill the server's ingest queue
-/// (128 MiB by default, shared by all publishers).
+/// Bytes that may be outstanding, unless one message alone is larger: multi-MB GUILD_CREATEs must not
+/// fill the server's ingest queue (128 MiB by default, shared by all publishers).
 const OUTSTANDING_BYTES: usize = 16 << 20;
-/// Silence of the server after which the connection is given up.
+/// Silence of the server after which the connection is given up, besides the time that outstanding
+/// bytes take at [`SLOWEST_LINK`].
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes per second below which a link does not count as working: a full window of a slower one
+/// would be cut off and sent again for ever.
+const SLOWEST_LINK: usize = 1 << 20;
 /// Back-off after trouble: first delay, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest back-off; short, because every event waits.
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Messages sent alone after trouble: 1, then doubled while trouble goes on, up to 2 to this power.
+const ALONE_DOUBLINGS_MAX: u32 = 6;
 
 /// What a queued message must tell.
 pub trait Size {
@@ -69,61 +85,13 @@ impl Operation {
 pub struct Write<'a, M> {
     /// The message.
     pub message: &'a M,
+    /// Number of its batch, counted over all connections. In the batch id it tells late answers to
+    /// an earlier batch from those to this one: see [`Ingest::is_current`].
+    pub batch: u64,
     /// Its number in the batch, from 1.
     pub batch_seq: u64,
     /// Its operation.
     pub operation: Operation,
-}
-
-/// What the server answered on the batch's inbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// `{"type":"ack"}`: stored up to `seq` of the batch; it wants `messages` between two of these.
-    Flow {
-        /// Batch sequence.
-        seq: u64,
-        /// Messages per acknowledgement.
-        messages: u16,
-    },
-    /// `{"type":"gap"}`: informational; the batch's final answer follows.
-    Gap,
-    /// `{"type":"err"}`: informational, names the message that was refused.
-    Error {
-        /// Batch sequence of the refused message.
-        seq: u64,
-        /// The server's words.
-        error: ApiError,
-    },
-    /// The batch ended with `count` messages stored.
-    Done {
-        /// Batch sequence of the last stored message.
-        count: u64,
-        /// It was a single message that had been stored before.
-        duplicate: bool,
-    },
-    /// The batch was refused.
-    Refused(ApiError),
-}
-
-/// An error of JetStream's API.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{description} ({err_code})")]
-pub struct ApiError {
-    /// HTTP-like class.
-    pub code: u16,
-    /// JetStream's own number.
-    pub err_code: u32,
-    /// Its words.
-    pub description: String,
-}
-
-impl ApiError {
-    /// True when the same message will be refused again: it alone is at fault.
-    #[must_use]
-    pub const fn blames_message(&self) -> bool {
-        // 10054: the stream's max_msg_size is exceeded.
-        self.err_code == 10_054
-    }
 }
 
 /// What follows from a reply.
@@ -141,8 +109,8 @@ pub enum Outcome {
 /// Why a connection is given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// No answer for [`ACK_TIMEOUT`].
-    #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
+    /// No answer for too long.
+    #[error("no acknowledgement for at least {} s", ACK_TIMEOUT.as_secs())]
     AckTimeout,
     /// The server lost part of a batch.
     #[error("the server stored {stored} of {sent} messages of a batch")]
@@ -160,12 +128,21 @@ pub enum Trouble {
 /// The queue and the batch in flight.
 #[derive(Debug)]
 pub struct Ingest<M> {
-    // Unacknowledged messages in order; the first `batch.sent - batch.acked` of them are written.
+    // Unacknowledged messages in order; the first `batch.outstanding()` of them are written.
     queue: VecDeque<M>,
+    // False from trouble on until the next connection: nothing is written or believed meanwhile.
     connected: bool,
     batch: Option<Batch>,
+    batches: u64,
     outstanding_bytes: usize,
+    // Messages at the front of the queue that were written at some time, on any connection.
+    written: usize,
+    // How many messages still go one per batch.
+    alone: usize,
+    // Disconnections since a batch of several was stored.
     retries: u32,
+    // Those of them at which something was outstanding.
+    troubles: u32,
     blamed: Option<(u64, ApiError)>,
 }
 
@@ -174,7 +151,8 @@ struct Batch {
     sent: u64,
     acked: u64,
     flow: u16,
-    committing: bool,
+    // Nothing is added any more: it is being committed, or the server told of a gap.
+    closing: bool,
     // The last sign of life of the server, or the last time nothing was outstanding.
     heard: Instant,
 }
@@ -193,8 +171,12 @@ impl<M: Size> Ingest<M> {
             queue: VecDeque::new(),
             connected: false,
             batch: None,
+            batches: 0,
             outstanding_bytes: 0,
+            written: 0,
+            alone: 0,
             retries: 0,
+            troubles: 0,
             blamed: None,
         }
     }
@@ -216,10 +198,11 @@ impl<M: Size> Ingest<M> {
         self.queue.is_empty()
     }
 
-    /// Messages written and not acknowledged yet: after trouble the server may hold some of them.
+    /// Messages written and not acknowledged yet, on this connection or an earlier one: the server
+    /// may hold the first so many of the queue.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.batch.as_ref().map_or(0, Batch::outstanding)
+    pub const fn in_flight(&self) -> usize {
+        self.written
     }
 
     /// The unacknowledged messages, oldest first.
@@ -227,30 +210,64 @@ impl<M: Size> Ingest<M> {
         self.queue.iter()
     }
 
+    /// The message [`Ingest::next_write`] looks at next.
+    #[must_use]
+    pub fn peek_unsent(&self) -> Option<&M> {
+        self.queue.get(self.outstanding())
+    }
+
+    /// The same, to be replaced in place before it is written.
+    pub fn unsent_mut(&mut self) -> Option<&mut M> {
+        let index = self.outstanding();
+        self.queue.get_mut(index)
+    }
+
     /// The oldest unacknowledged message, to be replaced in place.
     pub fn front_mut(&mut self) -> Option<&mut M> {
         self.queue.front_mut()
     }
 
+    /// True when this is the batch in flight. An answer to another one is not for
+    /// [`Ingest::handle_reply`]: after a change of leader a replica may still speak of a batch that is
+    /// long committed.
+    #[must_use]
+    pub const fn is_current(&self, batch: u64) -> bool {
+        self.batch.is_some() && self.batches == batch
+    }
+
     /// A connection is up: a new batch starts from the first unacknowledged message.
     pub fn handle_connected(&mut self) {
         self.connected = true;
-        self.batch = None;
-        self.outstanding_bytes = 0;
-        self.blamed = None;
+        self.forget_batch();
     }
 
     /// The connection is gone, or is given up after [`Outcome::Restart`]. Returns how long to wait
     /// before the next.
     pub fn handle_disconnected(&mut self) -> Duration {
         self.connected = false;
-        self.batch = None;
-        self.outstanding_bytes = 0;
+        if self.outstanding() > 0 {
+            self.distrust();
+        }
+        self.forget_batch();
         let delay = RETRY_FIRST
             .saturating_mul(1 << self.retries.min(10))
             .min(RETRY_MAX);
         self.retries = self.retries.saturating_add(1);
         delay
+    }
+
+    /// What the caller found by other means: the first `count` messages, of those
+    /// [`Ingest::in_flight`], are stored. For an outage longer than the stream's duplicate window,
+    /// after which publishing them again would store them twice. Only between two connections.
+    pub fn confirm_stored(&mut self, count: usize, acked: &mut impl FnMut(M)) {
+        if self.connected || self.batch.is_some() {
+            return;
+        }
+        for message in self.queue.drain(..count.min(self.written)) {
+            self.written -= 1;
+            self.alone = self.alone.saturating_sub(1);
+            acked(message);
+        }
     }
 
     /// The next message to write. `None`: there is none, or the window is full, or a commit is on
@@ -259,44 +276,47 @@ impl<M: Size> Ingest<M> {
         if !self.connected {
             return None;
         }
-        let unsent = self.queue.len() - self.in_flight();
-        if unsent == 0 {
-            return None;
+        let outstanding = self.outstanding();
+        let size = self.queue.get(outstanding)?.size();
+        if self.batch.is_none() {
+            self.batches += 1;
         }
         let batch = self.batch.get_or_insert(Batch {
             sent: 0,
             acked: 0,
-            flow: FLOW,
-            committing: false,
+            flow: FLOW_UNKNOWN,
+            closing: false,
             heard: now,
         });
-        if batch.committing {
-            return None;
-        }
-        let outstanding = batch.outstanding();
-        let message = &self.queue[outstanding];
-        let window = u64::from(batch.flow.max(1)) * OUTSTANDING_ACKS;
-        let full = outstanding as u64 >= window || self.outstanding_bytes >= OUTSTANDING_BYTES;
-        if outstanding > 0 && full {
+        let window = u64::from(batch.flow) * OUTSTANDING_ACKS;
+        if batch.closing || outstanding as u64 >= window {
             return None;
         }
         if outstanding == 0 {
             batch.heard = now;
         }
         batch.sent += 1;
-        self.outstanding_bytes += message.size();
-        let operation = if unsent == 1 || self.outstanding_bytes >= OUTSTANDING_BYTES {
-            // Nothing else to send, or too large to wait for a flow acknowledgement: the end of the
-            // batch is acknowledged at once.
-            batch.committing = true;
+        self.outstanding_bytes += size;
+        // What would be outstanding with the next message too; `None`: there is none.
+        let with_next = self
+            .queue
+            .get(outstanding + 1)
+            .map(|next| self.outstanding_bytes.saturating_add(next.size()));
+        let operation = if self.alone > 0 || with_next.is_none_or(|bytes| bytes > OUTSTANDING_BYTES)
+        {
+            // Nothing else to send, or too large to wait for a flow acknowledgement: the end of
+            // the batch is acknowledged at once.
+            batch.closing = true;
             Operation::Commit
         } else if batch.sent == 1 {
             Operation::Start
         } else {
             Operation::Append
         };
+        self.written = self.written.max(outstanding + 1);
         Some(Write {
-            message,
+            message: &self.queue[outstanding],
+            batch: self.batches,
             batch_seq: batch.sent,
             operation,
         })
@@ -312,48 +332,42 @@ impl<M: Size> Ingest<M> {
         let Some(batch) = &mut self.batch else {
             return Outcome::Continue;
         };
+        if !self.connected {
+            // Given up. The server may go on to acknowledge what follows a message it did not store.
+            return Outcome::Continue;
+        }
         batch.heard = now;
         match reply {
             Reply::Flow { seq, messages } => {
-                batch.flow = messages.max(1);
+                batch.flow = messages.clamp(1, FLOW);
+                let progress = seq.min(batch.sent) > batch.acked;
                 self.acknowledge(seq, acked);
+                if progress {
+                    self.trust();
+                }
                 Outcome::Continue
             }
-            Reply::Gap => Outcome::Continue,
+            Reply::Gap => {
+                batch.closing = true;
+                Outcome::Continue
+            }
             Reply::Error { seq, error } => {
+                batch.closing = true;
                 self.blamed = Some((seq, error));
                 Outcome::Continue
             }
-            Reply::Done { count, duplicate } => {
-                let sent = batch.sent;
-                // A lone message that had been stored before is answered without a count.
-                let count = if duplicate && count == 0 {
-                    sent.min(1)
-                } else {
-                    count.min(sent)
-                };
-                let committed = batch.committing && count == sent;
-                self.acknowledge(count, acked);
-                let outcome = self.judge(count);
-                self.batch = None;
-                self.outstanding_bytes = 0;
-                match outcome {
-                    None if committed => {
-                        self.retries = 0;
-                        Outcome::Continue
-                    }
-                    None => Outcome::Restart(Trouble::Incomplete {
-                        stored: count,
-                        sent,
-                    }),
-                    Some(outcome) => outcome,
-                }
-            }
+            Reply::Done { count, duplicate } => self.handle_done(count, duplicate, acked),
             Reply::Refused(error) => {
-                let only = batch.acked == 0 && batch.sent == 1;
-                if only && error.blames_message() {
+                let only = batch.sent == 1 && batch.acked == 0;
+                self.give_up();
+                if !error.blames_message() {
+                    return Outcome::Restart(Trouble::Refused(error));
+                }
+                if only {
                     return Outcome::Replace(error);
                 }
+                // One of those outstanding; alone, each gets its own answer.
+                self.alone = self.alone.max(self.outstanding());
                 Outcome::Restart(Trouble::Refused(error))
             }
         }
@@ -362,16 +376,54 @@ impl<M: Size> Ingest<M> {
     /// When to call [`Ingest::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let batch = self.batch.as_ref()?;
-        (batch.outstanding() > 0).then(|| batch.heard + ACK_TIMEOUT)
+        let batch = self.batch.as_ref().filter(|_| self.connected)?;
+        let transfer = Duration::from_secs((self.outstanding_bytes / SLOWEST_LINK) as u64);
+        (batch.outstanding() > 0).then(|| batch.heard + ACK_TIMEOUT + transfer)
     }
 
     /// The deadline has come.
     pub fn handle_timeout(&mut self, now: Instant) -> Outcome {
         match self.poll_timeout() {
-            Some(deadline) if now >= deadline => Outcome::Restart(Trouble::AckTimeout),
+            Some(deadline) if now >= deadline => {
+                self.give_up();
+                Outcome::Restart(Trouble::AckTimeout)
+            }
             _ => Outcome::Continue,
         }
+    }
+
+    fn handle_done(&mut self, count: u64, duplicate: bool, acked: &mut impl FnMut(M)) -> Outcome {
+        let Some(batch) = &self.batch else {
+            return Outcome::Continue;
+        };
+        let (sent, committed) = (batch.sent, batch.closing);
+        // A lone message that had been stored before may be answered without a count.
+        let count = if duplicate && count == 0 {
+            sent.min(1)
+        } else {
+            count.min(sent)
+        };
+        self.acknowledge(count, acked);
+        let blamed = self.blamed.take();
+        if let Some((seq, error)) = blamed {
+            self.give_up();
+            return if seq == count + 1 && error.blames_message() {
+                Outcome::Replace(error)
+            } else {
+                Outcome::Restart(Trouble::Refused(error))
+            };
+        }
+        if !committed || count < sent {
+            self.give_up();
+            return Outcome::Restart(Trouble::Incomplete {
+                stored: count,
+                sent,
+            });
+        }
+        self.trust();
+        self.alone = self.alone.saturating_sub(1);
+        self.forget_batch();
+        Outcome::Continue
     }
 
     fn acknowledge(&mut self, seq: u64, acked: &mut impl FnMut(M)) {
@@ -382,18 +434,38 @@ impl<M: Size> Ingest<M> {
                 break;
             };
             batch.acked += 1;
+            self.written = self.written.saturating_sub(1);
             self.outstanding_bytes = self.outstanding_bytes.saturating_sub(message.size());
             acked(message);
         }
     }
 
-    fn judge(&mut self, count: u64) -> Option<Outcome> {
-        let (seq, error) = self.blamed.take()?;
-        Some(if seq == count + 1 && error.blames_message() {
-            Outcome::Replace(error)
-        } else {
-            Outcome::Restart(Trouble::Refused(error))
-        })
+    fn outstanding(&self) -> usize {
+        self.batch.as_ref().map_or(0, Batch::outstanding)
+    }
+
+    /// From here on nothing is written or believed until the next connection.
+    const fn give_up(&mut self) {
+        self.connected = false;
+    }
+
+    /// Batches work; that of a message alone says nothing about it.
+    const fn trust(&mut self) {
+        if self.alone == 0 {
+            self.retries = 0;
+            self.troubles = 0;
+        }
+    }
+
+    fn distrust(&mut self) {
+        self.alone = self.alone.max(1 << self.troubles.min(ALONE_DOUBLINGS_MAX));
+        self.troubles = self.troubles.saturating_add(1);
+    }
+
+    fn forget_batch(&mut self) {
+        self.batch = None;
+        self.outstanding_bytes = 0;
+        self.blamed = None;
     }
 }
 

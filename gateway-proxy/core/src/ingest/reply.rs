@@ -2,7 +2,61 @@
 
 use serde::Deserialize;
 
-use super::{ApiError, Reply};
+/// What the server answered on the batch's inbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// `{"type":"ack"}`: stored up to `seq` of the batch; it wants `messages` between two of these.
+    Flow {
+        /// Batch sequence.
+        seq: u64,
+        /// Messages per acknowledgement.
+        messages: u16,
+    },
+    /// `{"type":"gap"}`: informational; the batch's final answer follows.
+    Gap,
+    /// `{"type":"err"}`: informational, names the message that was refused.
+    Error {
+        /// Batch sequence of the refused message.
+        seq: u64,
+        /// The server's words.
+        error: ApiError,
+    },
+    /// The batch ended with `count` messages stored.
+    Done {
+        /// Batch sequence of the last stored message.
+        count: u64,
+        /// It was a single message that had been stored before.
+        duplicate: bool,
+    },
+    /// A message was refused, and with it the batch. Which message, the answer does not say.
+    Refused(ApiError),
+}
+
+/// An error of JetStream's API.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{description} ({err_code})")]
+pub struct ApiError {
+    /// HTTP-like class.
+    pub code: u16,
+    /// JetStream's own number.
+    pub err_code: u32,
+    /// Its words.
+    pub description: String,
+}
+
+impl ApiError {
+    /// True when the same message will be refused again: it alone is at fault.
+    #[must_use]
+    pub fn blames_message(&self) -> bool {
+        match self.err_code {
+            // Above the stream's max_msg_size; headers above 64 KiB.
+            10_054 | 10_097 => true,
+            // A failed store, with the reason in words: above the file store's record size.
+            10_077 => self.description == "message too large",
+            _ => false,
+        }
+    }
+}
 
 #[derive(Deserialize)]
 struct Wire {
