@@ -35,7 +35,11 @@ pub(crate) struct Admin {
 impl Admin {
     pub(crate) fn new(worker: &WorkerInfo, status: &Arc<Status>, metrics: &Arc<Metrics>) -> Self {
         let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
-        Self { worker: worker.clone(), status, metrics }
+        Self {
+            worker: worker.clone(),
+            status,
+            metrics,
+        }
     }
 }
 

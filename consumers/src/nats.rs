@@ -62,9 +62,9 @@ impl Link {
 
 /// Connects, trying again until `deadline`.
 pub(crate) async fn connect(config: &Config, deadline: Instant) -> Result<Link, Fatal> {
-    let (state_sender, state) = watch::channel(LinkState::default());
+    let (announce, state) = watch::channel(LinkState::default());
     let client = loop {
-        let options = options(config, state_sender.clone())?;
+        let options = options(config, announce.clone())?;
         let connecting = options.connect(config.nats.clone());
         let limit = deadline.min(Instant::now() + CONNECT_TIMEOUT);
         let problem = match timeout_at(limit, connecting).await {
@@ -90,17 +90,23 @@ pub(crate) async fn connect(config: &Config, deadline: Instant) -> Result<Link, 
         sleep_until(next).await;
     };
     check(&client)?;
-    // The callback may come after connect() has returned; connected is connected.
-    state_sender.send_modify(|state| {
-        state.connected = true;
-        state.connections = state.connections.max(1);
-    });
     let jetstream = jetstream::new(client.clone());
-    Ok(Link {
+    let link = Link {
         client,
         jetstream,
         state,
-    })
+    };
+    // The client announces its connection right after making it; pulling counts on having seen it.
+    match timeout_at(deadline, link.connected()).await {
+        Ok(Some(_)) => Ok(link),
+        Ok(None) | Err(_) => Err(Fatal::unreachable(
+            format!(
+                "the connection to NATS at {} was lost at once",
+                addresses(config)
+            ),
+            "check --nats-url and the server's log",
+        )),
+    }
 }
 
 fn options(config: &Config, state: watch::Sender<LinkState>) -> Result<ConnectOptions, Fatal> {

@@ -1,0 +1,273 @@
+//! Discord's REST endpoints that a worker uses, with a script for what goes wrong. Small on
+//! purpose: it says 429, 5xx or nothing exactly when a test wants it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+pub(crate) const APPLICATION_ID: &str = "898710496221405185";
+pub(crate) const TOKEN: &str = "fake.bot.token";
+
+/// What a callback gets instead of Discord's usual answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Status(u16),
+    /// 429 with the headers of a user limit.
+    RateLimited {
+        retry_after: f32,
+    },
+    /// 429 that does not say how long to wait.
+    BareRateLimit,
+    /// Takes the answer, but the response never comes.
+    TakenThenSilent,
+    AlreadyAcknowledged,
+    Unknown,
+}
+
+/// An answer that arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Callback {
+    pub(crate) interaction: u64,
+    pub(crate) body: Value,
+}
+
+impl Callback {
+    pub(crate) fn content(&self) -> &str {
+        self.body["data"]["content"].as_str().unwrap_or_default()
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Answers Discord took, in order.
+    answers: Vec<Callback>,
+    /// Callback requests, refused ones included.
+    requests: HashMap<u64, u32>,
+    faults: VecDeque<Fault>,
+    commands: Vec<Value>,
+    command_writes: Vec<String>,
+    refuse_token: bool,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Shared(Arc<Mutex<Inner>>);
+
+pub(crate) struct FakeDiscord {
+    shared: Shared,
+    url: String,
+    server: JoinHandle<()>,
+}
+
+impl FakeDiscord {
+    pub(crate) async fn start() -> Self {
+        let shared = Shared::default();
+        let api = Router::new()
+            .route("/applications/@me", get(application))
+            .route(
+                "/applications/{id}/commands",
+                get(list_commands).post(write_command),
+            )
+            .route("/interactions/{id}/{token}/callback", post(callback))
+            .with_state(shared.clone());
+        let router = Router::new().nest("/api/v10", api);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/api/v10", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            shared,
+            url,
+            server,
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn inner<T>(&self, action: impl FnOnce(&mut Inner) -> T) -> T {
+        action(&mut self.shared.0.lock().unwrap())
+    }
+
+    /// The next callbacks meet these faults, one each.
+    pub(crate) fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.inner(|inner| inner.faults.extend(faults));
+    }
+
+    pub(crate) fn refuse_token(&self) {
+        self.inner(|inner| inner.refuse_token = true);
+    }
+
+    pub(crate) fn answers(&self) -> Vec<Callback> {
+        self.inner(|inner| inner.answers.clone())
+    }
+
+    pub(crate) fn answer_to(&self, interaction: u64) -> Option<Callback> {
+        self.answers()
+            .into_iter()
+            .find(|answer| answer.interaction == interaction)
+    }
+
+    /// Callback requests for an interaction, refused ones included.
+    pub(crate) fn requests(&self, interaction: u64) -> u32 {
+        self.inner(|inner| inner.requests.get(&interaction).copied().unwrap_or(0))
+    }
+
+    pub(crate) fn commands(&self) -> Vec<Value> {
+        self.inner(|inner| inner.commands.clone())
+    }
+
+    pub(crate) fn add_command(&self, command: Value) {
+        self.inner(|inner| inner.commands.push(command));
+    }
+
+    /// Names of the commands in the order they were written.
+    pub(crate) fn command_writes(&self) -> Vec<String> {
+        self.inner(|inner| inner.command_writes.clone())
+    }
+}
+
+impl Drop for FakeDiscord {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn problem(status: StatusCode, code: u64, message: &str) -> Response {
+    (status, Json(json!({"code": code, "message": message}))).into_response()
+}
+
+fn authorized(shared: &Shared, headers: &HeaderMap) -> Result<(), Response> {
+    let refused = shared.0.lock().unwrap().refuse_token;
+    let expected = format!("Bot {TOKEN}");
+    let given = headers
+        .get("authorization")
+        .and_then(|value| value.to_str().ok());
+    if refused || given != Some(&expected) {
+        return Err(problem(StatusCode::UNAUTHORIZED, 0, "401: Unauthorized"));
+    }
+    Ok(())
+}
+
+async fn application(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    match authorized(&shared, &headers) {
+        Ok(()) => Json(json!({"id": APPLICATION_ID, "name": "test"})).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+async fn list_commands(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    match authorized(&shared, &headers) {
+        Ok(()) => Json(shared.0.lock().unwrap().commands.clone()).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+async fn write_command(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Json(mut command): Json<Value>,
+) -> Response {
+    if let Err(refusal) = authorized(&shared, &headers) {
+        return refusal;
+    }
+    let mut inner = shared.0.lock().unwrap();
+    let name = command["name"].as_str().unwrap().to_owned();
+    inner.command_writes.push(name);
+    let same = |other: &Value| {
+        other["name"] == command["name"] && other["type"].as_u64().unwrap_or(1) == command["type"]
+    };
+    let known = inner.commands.iter().position(same);
+    let status = if known.is_some() {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    // What Discord adds and leaves out.
+    command["id"] = json!((1000 + inner.commands.len()).to_string());
+    command["application_id"] = json!(APPLICATION_ID);
+    command["version"] = json!("1");
+    command["dm_permission"] = json!(true);
+    if command["options"] == json!([]) {
+        command.as_object_mut().unwrap().remove("options");
+    }
+    match known {
+        Some(known) => inner.commands[known] = command.clone(),
+        None => inner.commands.push(command.clone()),
+    }
+    (status, Json(command)).into_response()
+}
+
+async fn callback(
+    State(shared): State<Shared>,
+    Path((interaction, _token)): Path<(u64, String)>,
+    headers: HeaderMap,
+    Json(body): Json<Value>,
+) -> Response {
+    assert!(
+        headers.get("authorization").is_none(),
+        "callbacks carry no bot token"
+    );
+    let fault = {
+        let mut inner = shared.0.lock().unwrap();
+        *inner.requests.entry(interaction).or_default() += 1;
+        inner.faults.pop_front()
+    };
+    let limited = |headers: HeaderMap, retry_after: f32| {
+        let body = json!({"message": "slow down", "retry_after": retry_after, "global": false});
+        (StatusCode::TOO_MANY_REQUESTS, headers, Json(body)).into_response()
+    };
+    match fault {
+        Some(Fault::Status(status)) => {
+            return problem(StatusCode::from_u16(status).unwrap(), 0, "scripted");
+        }
+        Some(Fault::RateLimited { retry_after }) => {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [
+                ("x-ratelimit-scope", "user".to_owned()),
+                ("x-ratelimit-bucket", "callbacks".to_owned()),
+                ("x-ratelimit-limit", "5".to_owned()),
+                ("x-ratelimit-remaining", "0".to_owned()),
+                ("x-ratelimit-reset-after", retry_after.to_string()),
+                ("retry-after", retry_after.ceil().to_string()),
+            ] {
+                headers.insert(name, value.parse().unwrap());
+            }
+            return limited(headers, retry_after);
+        }
+        Some(Fault::BareRateLimit) => return limited(HeaderMap::new(), 1.0),
+        Some(Fault::AlreadyAcknowledged) => return acknowledged(),
+        Some(Fault::Unknown) => {
+            return problem(StatusCode::NOT_FOUND, 10_062, "Unknown interaction");
+        }
+        Some(Fault::TakenThenSilent) | None => {}
+    }
+    {
+        let mut inner = shared.0.lock().unwrap();
+        if inner
+            .answers
+            .iter()
+            .any(|answer| answer.interaction == interaction)
+        {
+            return acknowledged();
+        }
+        inner.answers.push(Callback { interaction, body });
+    }
+    if matches!(fault, Some(Fault::TakenThenSilent)) {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    StatusCode::NO_CONTENT.into_response()
+}
+
+fn acknowledged() -> Response {
+    let text = "Interaction has already been acknowledged.";
+    problem(StatusCode::BAD_REQUEST, 40_060, text)
+}

@@ -1,0 +1,219 @@
+//! One test's surroundings: a real nats-server with the event stream, a fake Discord, and the means
+//! to publish interactions as a proxy would.
+
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{Republish, StorageType};
+use async_nats::jetstream::{self, stream};
+use consumers::{Config, Fatal, Options, Router, Running, Worker};
+use schemas::message::{MessageId, NATS_MSG_ID};
+use schemas::{GuildId, Prefix, Subject};
+use serde_json::{Value, json};
+use testkit::nats::Server;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::fake_discord::{FakeDiscord, TOKEN};
+
+const SLASH: &str = include_str!("../fixtures/INTERACTION_CREATE.json");
+const DISCORD_EPOCH_MS: u64 = 1_420_070_400_000;
+
+/// Time a condition may take; `TEST_PATIENCE` multiplies it on slow machines.
+pub(crate) fn patience() -> Duration {
+    let factor = std::env::var("TEST_PATIENCE")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    Duration::from_secs(20) * factor.unwrap_or(1)
+}
+
+/// Waits until the condition holds.
+pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) nats: Server,
+    pub(crate) discord: FakeDiscord,
+    pub(crate) jetstream: jetstream::Context,
+    pub(crate) prefix: Prefix,
+    sequence: AtomicU64,
+}
+
+impl World {
+    /// With the event stream.
+    pub(crate) async fn start() -> Self {
+        let world = Self::without_stream().await;
+        world.create_stream(None).await;
+        world
+    }
+
+    pub(crate) async fn without_stream() -> Self {
+        let nats = testkit::nats::start(testkit::nats::Options::default())
+            .await
+            .unwrap();
+        let jetstream = testkit::nats::jetstream(&nats.url()).await.unwrap();
+        Self {
+            discord: FakeDiscord::start().await,
+            jetstream,
+            nats,
+            prefix: Prefix::default(),
+            sequence: AtomicU64::new(0),
+        }
+    }
+
+    /// The stream as a proxy makes it; `of` is one of several, as (index, count).
+    pub(crate) async fn create_stream(&self, of: Option<(u32, u32)>) {
+        let subjects = match of {
+            None => vec![self.prefix.all_events()],
+            Some((index, count)) => {
+                let shards = (0..8).filter(|shard| shard % count == index);
+                shards
+                    .map(|shard| self.prefix.shard_events(shard))
+                    .collect()
+            }
+        };
+        let republish = of.is_none().then(|| Republish {
+            source: self.prefix.all_events(),
+            destination: self.prefix.live_feed_transform(),
+            headers_only: false,
+        });
+        let config = stream::Config {
+            name: self.prefix.event_stream(of.map(|(index, _)| index)),
+            subjects,
+            storage: StorageType::File,
+            max_age: Duration::from_secs(24 * 3600),
+            duplicate_window: Duration::from_secs(120),
+            allow_direct: true,
+            allow_batch_publish: true,
+            republish,
+            ..stream::Config::default()
+        };
+        self.jetstream.create_stream(config).await.unwrap();
+    }
+
+    /// Flags of a worker of this world.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            nats_url: Some(self.nats.url()),
+            api_url: Some(self.discord.url().to_owned()),
+            http: Some("0".to_owned()),
+            ..Options::default()
+        }
+    }
+
+    pub(crate) async fn try_worker(
+        &self,
+        router: Router,
+        options: Options,
+    ) -> Result<Running, Fatal> {
+        let env = |name: &str| (name == "DISCORD_TOKEN").then(|| OsString::from(TOKEN));
+        let config = Config::with_environment(options, &env).unwrap();
+        Worker::new(config, router).start().await
+    }
+
+    pub(crate) async fn worker(&self, router: Router) -> Running {
+        self.try_worker(router, self.options()).await.unwrap()
+    }
+
+    /// Stores a slash command that was typed `age` ago on this shard; returns the interaction's id.
+    pub(crate) async fn typed(&self, shard: u32, command: &str, age: Duration) -> u64 {
+        let id = self.snowflake(age);
+        self.store(shard, frame(id, command).to_string().into())
+            .await;
+        id
+    }
+
+    /// Stores a slash command that was typed right now on shard 0.
+    pub(crate) async fn type_command(&self, command: &str) -> u64 {
+        self.typed(0, command, Duration::ZERO).await
+    }
+
+    /// Stores any payload as an interaction of a shard.
+    pub(crate) async fn store(&self, shard: u32, payload: bytes::Bytes) {
+        let seq = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let event = "INTERACTION_CREATE";
+        let guild = GuildId::new(1_235_680_858_241_376_258);
+        let subject = Subject::Event {
+            shard,
+            guild,
+            event,
+        }
+        .with_prefix(&self.prefix);
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MSG_ID, MessageId::dispatch("session", seq).to_string());
+        let stored = self
+            .jetstream
+            .publish_with_headers(subject, headers, payload)
+            .await
+            .unwrap();
+        stored.await.unwrap();
+    }
+
+    fn snowflake(&self, age: Duration) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - age;
+        let increment = self.sequence.fetch_add(1, Ordering::Relaxed) & 0xfff;
+        ((now.as_millis() as u64 - DISCORD_EPOCH_MS) << 22) | increment
+    }
+
+    /// Waits for the answer to an interaction and returns its text.
+    pub(crate) async fn answer(&self, interaction: u64) -> String {
+        until("an answer", async || self.discord.answer_to(interaction))
+            .await
+            .content()
+            .to_owned()
+    }
+
+    /// Waits until the consumer has nothing left to deliver and nothing unacknowledged.
+    pub(crate) async fn settled(&self, stream: &str) {
+        let consumer = "commands";
+        until("the consumer to settle", async || {
+            let stream = self.jetstream.get_stream_no_info(stream).await.ok()?;
+            let info = stream.consumer_info(consumer).await.ok()?;
+            (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A real INTERACTION_CREATE with another id and command.
+pub(crate) fn frame(id: u64, command: &str) -> Value {
+    let mut frame: Value = serde_json::from_str(SLASH).unwrap();
+    frame["d"]["id"] = json!(id.to_string());
+    frame["d"]["token"] = json!(format!("token-{id}"));
+    frame["d"]["data"]["name"] = json!(command);
+    frame
+}
+
+/// `GET path` of a worker's HTTP endpoints: status and body.
+pub(crate) async fn http_get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
+}
+
+/// Waits until `/metrics` has this line.
+pub(crate) async fn metric(worker: &Running, line: &str) {
+    let address = worker.http_address();
+    until(line, async || {
+        let (_, body) = http_get(address, "/metrics").await;
+        body.lines().any(|found| found == line).then_some(())
+    })
+    .await;
+}
