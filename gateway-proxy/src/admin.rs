@@ -67,7 +67,10 @@ impl Admin {
     ) -> JoinHandle<()> {
         tracing::info!(address = %self.address, "HTTP endpoints: /live /ready /health /metrics");
         tokio::spawn(async move {
-            let app = router(Shared { process: Arc::clone(&process), metrics });
+            let app = router(Shared {
+                process: Arc::clone(&process),
+                metrics,
+            });
             tokio::select! {
                 served = serve(self.listener, app) => {
                     if let Err(error) = served {
@@ -126,7 +129,11 @@ async fn live() -> &'static str {
 
 async fn ready(State(shared): State<Shared>) -> Response {
     let readiness = shared.process.readiness();
-    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(readiness)).into_response()
 }
 

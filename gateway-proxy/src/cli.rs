@@ -92,7 +92,9 @@ fn usage(error: &clap::Error) -> ExitCode {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
             let problem = first.strip_prefix("error: ").unwrap_or(first).to_owned();
-            let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+            let tip = text
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("tip: "));
             let advice = tip.unwrap_or("see --help").to_owned();
             exit::finish(PROGRAM, Err(Fatal::usage(problem, advice)))
         }
@@ -127,19 +129,12 @@ async fn supervise(config: Config) -> Result<(), Fatal> {
             started = start(config, shutdown.clone()) => started?,
             () = shutdown.cancelled() => return Ok(()),
         };
-        serve(started).await
+        crate::app::run(started).await
     };
     let outcome = shutdown.guard(work).await;
     shutdown.advance(Phase::Stopped);
     telemetry.flush().await;
     outcome
-}
-
-/// Holds the shards until the drain is done.
-async fn serve(started: Started) -> Result<(), Fatal> {
-    drop(started.starting);
-    started.shutdown.cancelled().await;
-    Ok(())
 }
 
 fn check(config: &Config) -> Result<(), Fatal> {

@@ -493,6 +493,13 @@ fn event_filter(
 }
 
 fn nats_target(resolver: &mut Resolver) -> Result<NatsTarget, ConfigError> {
+    let store = resolver.required(setting::NATS_STORE, |text| {
+        if text.trim().is_empty() {
+            Err("a directory".to_owned())
+        } else {
+            Ok(text.to_owned())
+        }
+    })?;
     let embedded = resolver
         .given(setting::NATS_URL)
         .filter(|url| nats::is_embedded(&url.text));
@@ -506,13 +513,6 @@ fn nats_target(resolver: &mut Resolver) -> Result<NatsTarget, ConfigError> {
         }
     }
     resolver.required(setting::NATS_URL, |text| Ok(text.trim().to_owned()))?;
-    let store = resolver.required(setting::NATS_STORE, |text| {
-        if text.trim().is_empty() {
-            Err("a directory".to_owned())
-        } else {
-            Ok(text.to_owned())
-        }
-    })?;
     Ok(NatsTarget::Embedded {
         store: store.into(),
     })

@@ -160,7 +160,9 @@ pub struct DiscordApi {
 
 impl std::fmt::Debug for DiscordApi {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DiscordApi").field("gateway_bot", &self.gateway_bot).finish_non_exhaustive()
+        f.debug_struct("DiscordApi")
+            .field("gateway_bot", &self.gateway_bot)
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,7 +182,11 @@ impl DiscordApi {
         authorization.set_sensitive(true);
         let client = Client::builder(TokioExecutor::new()).build(connector());
         let base = api_url.as_str().trim_end_matches('/');
-        Ok(Self { client, gateway_bot: format!("{base}/gateway/bot"), authorization })
+        Ok(Self {
+            client,
+            gateway_bot: format!("{base}/gateway/bot"),
+            authorization,
+        })
     }
 
     /// Asks once.
@@ -226,21 +232,32 @@ impl DiscordApi {
 
     async fn ask(&self, within: Duration) -> Result<GatewayBot, ApiError> {
         let url = &self.gateway_bot;
-        let timed_out = |_| ApiError::TimedOut { url: url.clone(), within };
-        tokio::time::timeout(within, self.ask_patiently()).await.map_err(timed_out)?
+        let timed_out = |_| ApiError::TimedOut {
+            url: url.clone(),
+            within,
+        };
+        tokio::time::timeout(within, self.ask_patiently())
+            .await
+            .map_err(timed_out)?
     }
 
     async fn ask_patiently(&self) -> Result<GatewayBot, ApiError> {
         let url = || self.gateway_bot.clone();
-        let transport =
-            |error: &dyn std::error::Error| ApiError::Transport { url: url(), problem: chain(error) };
+        let transport = |error: &dyn std::error::Error| ApiError::Transport {
+            url: url(),
+            problem: chain(error),
+        };
         let request = Request::get(&self.gateway_bot)
             .header(AUTHORIZATION, &self.authorization)
             .header(USER_AGENT, DISCORD_USER_AGENT)
             .header(ACCEPT, "application/json")
             .body(Empty::new())
             .map_err(|error| transport(&error))?;
-        let response = self.client.request(request).await.map_err(|error| transport(&error))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| transport(&error))?;
         let status = response.status();
         match status {
             StatusCode::OK => {}
@@ -249,20 +266,27 @@ impl DiscordApi {
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 let retry_after = retry_after(&response);
-                return Err(ApiError::RateLimited { url: url(), retry_after });
+                return Err(ApiError::RateLimited {
+                    url: url(),
+                    retry_after,
+                });
             }
             _ if status.is_server_error() => {
                 return Err(ApiError::Unavailable { url: url(), status });
             }
             _ => return Err(ApiError::NotTheApi { url: url(), status }),
         }
-        let body = Limited::new(response.into_body(), BODY_MAX_BYTES).collect().await;
+        let body = Limited::new(response.into_body(), BODY_MAX_BYTES)
+            .collect()
+            .await;
         let body = body.map_err(|error| ApiError::Malformed {
             url: url(),
             problem: format!("{error} (at most {BODY_MAX_BYTES} bytes are read)"),
         })?;
-        GatewayBot::parse(&body.to_bytes())
-            .map_err(|problem| ApiError::Malformed { url: url(), problem })
+        GatewayBot::parse(&body.to_bytes()).map_err(|problem| ApiError::Malformed {
+            url: url(),
+            problem,
+        })
     }
 }
 
@@ -274,9 +298,10 @@ impl From<ApiError> for Fatal {
                 problem,
                 "set the bot's current token (--token-file, DISCORD_TOKEN_FILE or DISCORD_TOKEN)",
             ),
-            ApiError::NotTheApi { .. } => {
-                Self::usage(format!("--api-url: {problem}"), "see --help for its default")
-            }
+            ApiError::NotTheApi { .. } => Self::usage(
+                format!("--api-url: {problem}"),
+                "see --help for its default",
+            ),
             ApiError::RateLimited { .. }
             | ApiError::Unavailable { .. }
             | ApiError::Malformed { .. }
@@ -311,9 +336,14 @@ impl GatewayBot {
 
 /// Seconds, possibly with a fraction (Discord, Rate Limits).
 fn retry_after<B>(response: &Response<B>) -> Duration {
-    let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let header = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok());
     let seconds = header.and_then(|text| text.trim().parse::<f64>().ok());
-    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(BACKOFF_LAST)
+    seconds
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .unwrap_or(BACKOFF_LAST)
 }
 
 /// The beginning of a body, printable.
@@ -350,7 +380,10 @@ mod tests {
     #[test]
     fn the_documented_answer_is_read() {
         let gateway = GatewayBot::parse(GOOD.as_bytes()).unwrap();
-        assert_eq!((gateway.url.as_str(), gateway.shards), ("wss://gateway.discord.gg", 9));
+        assert_eq!(
+            (gateway.url.as_str(), gateway.shards),
+            ("wss://gateway.discord.gg", 9)
+        );
         assert_eq!(gateway.session_start_limit.remaining, 999);
     }
 
@@ -375,13 +408,20 @@ mod tests {
     #[test]
     fn more_remaining_than_total_is_cut_to_the_total() {
         let body = GOOD.replace("\"remaining\":999", "\"remaining\":5000");
-        let limit = GatewayBot::parse(body.as_bytes()).unwrap().session_start_limit;
+        let limit = GatewayBot::parse(body.as_bytes())
+            .unwrap()
+            .session_start_limit;
         assert_eq!(limit.remaining, 1000);
     }
 
     #[test]
     fn retry_after_takes_fractions_and_survives_nonsense() {
-        let response = |value: &str| Response::builder().header(RETRY_AFTER, value).body(()).unwrap();
+        let response = |value: &str| {
+            Response::builder()
+                .header(RETRY_AFTER, value)
+                .body(())
+                .unwrap()
+        };
         assert_eq!(retry_after(&response("1.5")), Duration::from_millis(1_500));
         for nonsense in ["-1", "soon", "NaN", "1e400"] {
             assert_eq!(retry_after(&response(nonsense)), BACKOFF_LAST, "{nonsense}");

@@ -31,7 +31,9 @@ impl EmbeddedNats {
         let store = store.to_owned();
         // Finding one may mean fetching it, which takes a while.
         let started = tokio::task::spawn_blocking(move || Self::start_blocking(store));
-        started.await.map_err(|error| Fatal::bug(format!("starting nats-server: {error}")))?
+        started
+            .await
+            .map_err(|error| Fatal::bug(format!("starting nats-server: {error}")))?
     }
 
     fn start_blocking(store: PathBuf) -> Result<Self, Fatal> {
@@ -52,7 +54,10 @@ impl EmbeddedNats {
             store = %store.display(),
             "started an embedded nats-server; it stops with this process"
         );
-        Ok(Self { server, _lock: lock })
+        Ok(Self {
+            server,
+            _lock: lock,
+        })
     }
 
     /// Where it listens.
@@ -83,7 +88,10 @@ fn lock(store: &Path) -> Result<File, Fatal> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Fatal::unfit(
-            format!("--nats-store {} is in use by another proxy", store.display()),
+            format!(
+                "--nats-store {} is in use by another proxy",
+                store.display()
+            ),
             "connect this one to the other's server with --nats-url, or choose another directory",
         )),
         Err(TryLockError::Error(error)) => Err(unusable(&error)),

@@ -132,9 +132,10 @@ impl Fatal {
     pub fn gateway_close(shard: ShardId, close: FatalClose) -> Self {
         let problem = format!("shard {shard}: {close}");
         match close {
-            FatalClose::AuthenticationFailed => {
-                Self::refused(problem, "set the bot's current token (--token-file or DISCORD_TOKEN)")
-            }
+            FatalClose::AuthenticationFailed => Self::refused(
+                problem,
+                "set the bot's current token (--token-file or DISCORD_TOKEN)",
+            ),
             FatalClose::InvalidIntents => Self::refused(problem, "check --intents"),
             FatalClose::DisallowedIntents => Self::refused(
                 problem,

@@ -18,3 +18,12 @@ pub mod stream;
 pub mod telemetry;
 
 pub use cli::main_with;
+
+mod app;
+mod checkpoint;
+mod identify;
+mod publisher;
+mod recorder;
+mod shard;
+mod transport;
+mod wire;

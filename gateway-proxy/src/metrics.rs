@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use gateway_proxy_core::session::CloseReason;
 use prometheus_client::registry::Registry;
-use schemas::event::{EventKind, EventName, ProxyEventKind};
 use schemas::GapReason;
+use schemas::event::{EventKind, EventName, ProxyEventKind};
 
 use crate::status::ProcessStatus;
 
@@ -49,7 +49,10 @@ impl Metrics {
         let mut registry = Registry::with_prefix("gateway_proxy");
         registry.register_collector(Box::new(Arc::clone(&counts)));
         registry.register_collector(Box::new(Live(process)));
-        Self { counts, registry: Arc::new(registry) }
+        Self {
+            counts,
+            registry: Arc::new(registry),
+        }
     }
 
     /// The text of `/metrics`, in the OpenMetrics format.
@@ -153,7 +156,9 @@ impl Label for EventSlot {
     fn value(index: usize) -> &'static str {
         match index.checked_sub(Self::PROXY) {
             None => EventKind::ALL[index].name(),
-            Some(proxy) => ProxyEventKind::ALL.get(proxy).map_or("other", |kind| kind.name()),
+            Some(proxy) => ProxyEventKind::ALL
+                .get(proxy)
+                .map_or("other", |kind| kind.name()),
         }
     }
 }
@@ -364,30 +369,49 @@ mod tests {
     }
 
     fn value(text: &str, series: &str) -> Option<f64> {
-        let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|l| l.0 == series))?;
+        let line = text
+            .lines()
+            .find(|line| line.rsplit_once(' ').is_some_and(|l| l.0 == series))?;
         line.rsplit_once(' ')?.1.parse().ok()
     }
 
     #[test]
     fn events_are_counted_by_name_and_unknown_ones_together() {
         let (_, metrics) = metrics();
-        for name in ["MESSAGE_CREATE", "MESSAGE_CREATE", "PROXY_GAP", "NEW_ONE", "NEWER_ONE"] {
-            metrics.events_received.add(EventSlot::of(&EventName::parse(name)));
+        for name in [
+            "MESSAGE_CREATE",
+            "MESSAGE_CREATE",
+            "PROXY_GAP",
+            "NEW_ONE",
+            "NEWER_ONE",
+        ] {
+            metrics
+                .events_received
+                .add(EventSlot::of(&EventName::parse(name)));
         }
         let text = metrics.render().unwrap();
         let count = |event: &str| {
-            value(&text, &format!("gateway_proxy_events_received_total{{event=\"{event}\"}}"))
+            value(
+                &text,
+                &format!("gateway_proxy_events_received_total{{event=\"{event}\"}}"),
+            )
         };
         assert_eq!(count("MESSAGE_CREATE"), Some(2.0));
         assert_eq!(count("PROXY_GAP"), Some(1.0));
         assert_eq!(count("other"), Some(2.0));
-        assert_eq!(count("TYPING_START"), None, "a series appears with its first event");
+        assert_eq!(
+            count("TYPING_START"),
+            None,
+            "a series appears with its first event"
+        );
     }
 
     #[test]
     fn every_event_has_a_slot_of_its_own() {
-        let slots: BTreeSet<_> =
-            EventKind::ALL.iter().map(|kind| EventSlot::of(&EventName::Known(*kind)).0).collect();
+        let slots: BTreeSet<_> = EventKind::ALL
+            .iter()
+            .map(|kind| EventSlot::of(&EventName::Known(*kind)).0)
+            .collect();
         assert_eq!(slots.len(), EventKind::COUNT);
         let values: BTreeSet<_> = (0..EventSlot::COUNT).map(EventSlot::value).collect();
         assert_eq!(values.len(), EventSlot::COUNT);
@@ -417,7 +441,10 @@ mod tests {
         shard.set_state(ShardState::Ready);
         shard.set_latency(Duration::from_millis(42));
         let text = metrics.render().unwrap();
-        assert_eq!(value(&text, "gateway_proxy_shard_ready{shard=\"3\"}"), Some(1.0));
+        assert_eq!(
+            value(&text, "gateway_proxy_shard_ready{shard=\"3\"}"),
+            Some(1.0)
+        );
         let latency = value(&text, "gateway_proxy_gateway_latency_seconds{shard=\"3\"}");
         assert_eq!(latency, Some(0.042));
         assert_eq!(value(&text, "gateway_proxy_nats_connected"), Some(0.0));
@@ -431,10 +458,16 @@ mod tests {
         metrics.ack_latency.record(Duration::from_secs(100));
         let text = metrics.render().unwrap();
         let bucket = |le: &str| {
-            value(&text, &format!("gateway_proxy_ack_latency_seconds_bucket{{le=\"{le}\"}}"))
+            value(
+                &text,
+                &format!("gateway_proxy_ack_latency_seconds_bucket{{le=\"{le}\"}}"),
+            )
         };
         assert_eq!((bucket("0.0005"), bucket("0.001")), (Some(0.0), Some(1.0)));
         assert_eq!(bucket("+Inf"), Some(2.0));
-        assert_eq!(value(&text, "gateway_proxy_ack_latency_seconds_count"), Some(2.0));
+        assert_eq!(
+            value(&text, "gateway_proxy_ack_latency_seconds_count"),
+            Some(2.0)
+        );
     }
 }

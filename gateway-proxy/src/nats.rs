@@ -54,7 +54,10 @@ impl Refusals {
     }
 
     fn last(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -100,7 +103,12 @@ pub async fn connect(
     check_version(&info.version)?;
     let mut jetstream = jetstream::new(client.clone());
     jetstream.set_timeout(REQUEST_TIMEOUT);
-    let nats = Nats { client, jetstream, max_payload: info.max_payload, refusals };
+    let nats = Nats {
+        client,
+        jetstream,
+        max_payload: info.max_payload,
+        refusals,
+    };
     check_jetstream(&nats, deadline).await?;
     if info.max_payload < MAX_PAYLOAD_WANTED {
         tracing::warn!(
@@ -138,7 +146,10 @@ async fn first_connection(
         match error.kind() {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 return Err(Fatal::unfit(
-                    format!("NATS at {} refuses the credentials: {error}", settings.display_urls()),
+                    format!(
+                        "NATS at {} refuses the credentials: {error}",
+                        settings.display_urls()
+                    ),
                     "check --nats-creds, --nats-nkey, --nats-user and the password or token",
                 ));
             }
@@ -212,34 +223,37 @@ struct Observer {
 
 impl Observer {
     fn observe(&self, event: &Event) {
-    match event {
-        Event::Connected => {
-            self.process.set_nats_connected(true);
-            if self.lost.swap(false, Ordering::Relaxed) {
-                self.metrics.nats_reconnects.increment();
-                tracing::info!("NATS connection is up again");
+        match event {
+            Event::Connected => {
+                self.process.set_nats_connected(true);
+                if self.lost.swap(false, Ordering::Relaxed) {
+                    self.metrics.nats_reconnects.increment();
+                    tracing::info!("NATS connection is up again");
+                }
             }
-        }
-        Event::Disconnected => {
-            self.process.set_nats_connected(false);
-            self.lost.store(true, Ordering::Relaxed);
-            tracing::warn!("NATS connection is down, reconnecting");
-        }
-        Event::ServerError(error) => {
-            if let ServerError::Other(text) = error
-                && text.to_ascii_lowercase().contains("permissions violation")
-            {
-                self.refusals.note(text);
+            Event::Disconnected => {
+                self.process.set_nats_connected(false);
+                self.lost.store(true, Ordering::Relaxed);
+                tracing::warn!("NATS connection is down, reconnecting");
             }
-            tracing::warn!(%error, "NATS server reports an error");
+            Event::ServerError(error) => {
+                if let ServerError::Other(text) = error
+                    && text.to_ascii_lowercase().contains("permissions violation")
+                {
+                    self.refusals.note(text);
+                }
+                tracing::warn!(%error, "NATS server reports an error");
+            }
+            Event::ClientError(error) => tracing::warn!(%error, "NATS client reports an error"),
+            Event::LameDuckMode => tracing::info!("NATS server is shutting down, moving on"),
+            Event::SlowConsumer(subscription) => {
+                tracing::warn!(
+                    subscription,
+                    "messages were dropped: a subscription is read too slowly"
+                );
+            }
+            Event::Draining | Event::Closed => tracing::debug!(%event, "NATS connection"),
         }
-        Event::ClientError(error) => tracing::warn!(%error, "NATS client reports an error"),
-        Event::LameDuckMode => tracing::info!("NATS server is shutting down, moving on"),
-        Event::SlowConsumer(subscription) => {
-            tracing::warn!(subscription, "messages were dropped: a subscription is read too slowly");
-        }
-        Event::Draining | Event::Closed => tracing::debug!(%event, "NATS connection"),
-    }
     }
 }
 
@@ -275,7 +289,9 @@ async fn check_jetstream(nats: &Nats, deadline: Instant) -> Result<(), Fatal> {
         };
         match error.kind() {
             AccountErrorKind::JetStreamUnavailable if !nats.client.server_info().jetstream => {
-                return Err(no_jetstream("nats-server runs without JetStream".to_owned()));
+                return Err(no_jetstream(
+                    "nats-server runs without JetStream".to_owned(),
+                ));
             }
             AccountErrorKind::JetStream(error) if error.code() == 503 => {
                 // A cluster without a leader says the same for a moment; the loop decides.

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::health::{
-    Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress,
-};
+use schemas::health::{Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress};
 use schemas::{ProxyId, ShardId, Timestamp};
 
 mod shard;
@@ -31,7 +29,9 @@ const REASONS_MAX: usize = 20;
 /// Milliseconds since 1970; 0 on a clock before that.
 #[must_use]
 pub fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -88,7 +88,11 @@ impl Average {
             return 0.0;
         };
         let elapsed = to.saturating_duration_since(*from).as_secs_f64();
-        if elapsed > 0.0 { (last - first).max(0.0) / elapsed } else { 0.0 }
+        if elapsed > 0.0 {
+            (last - first).max(0.0) / elapsed
+        } else {
+            0.0
+        }
     }
 }
 
@@ -102,7 +106,9 @@ pub struct Hold {
 impl Hold {
     /// Says something else.
     pub fn set_reason(&self, reason: impl Into<String>) {
-        locked(&self.process.holds).reasons.insert(self.number, reason.into());
+        locked(&self.process.holds)
+            .reasons
+            .insert(self.number, reason.into());
     }
 }
 
@@ -148,7 +154,10 @@ impl ProcessStatus {
         holds.next += 1;
         holds.reasons.insert(number, reason.into());
         drop(holds);
-        Hold { process: Arc::clone(self), number }
+        Hold {
+            process: Arc::clone(self),
+            number,
+        }
     }
 
     /// Takes on a shard; one with the same number is replaced.
@@ -171,7 +180,10 @@ impl ProcessStatus {
     /// The shards, in the order of their numbers.
     #[must_use]
     pub fn shards(&self) -> Vec<Arc<ShardStatus>> {
-        self.shards.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shards
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// One shard, by its number.
@@ -216,12 +228,14 @@ impl ProcessStatus {
 
     /// When the last queued shard may IDENTIFY, for the progress of the start.
     pub fn set_startup_end(&self, at_unix_ms: Option<u64>) {
-        self.startup_ends_unix_ms.store(at_unix_ms.unwrap_or(0), Ordering::Relaxed);
+        self.startup_ends_unix_ms
+            .store(at_unix_ms.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Until when new sessions wait because the day's budget is at its reserve.
     pub fn set_budget_reset(&self, at_unix_ms: Option<u64>) {
-        self.budget_reset_unix_ms.store(at_unix_ms.unwrap_or(0), Ordering::Relaxed);
+        self.budget_reset_unix_ms
+            .store(at_unix_ms.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Takes one sample of every rate; to be called every [`SAMPLE_EVERY`].
@@ -262,10 +276,16 @@ impl ProcessStatus {
             reasons.push("not connected to NATS".to_owned());
         }
         if let Some(until) = instant(&self.budget_reset_unix_ms) {
-            reasons.push(format!("new sessions wait for Discord's daily budget until {until}"));
+            reasons.push(format!(
+                "new sessions wait for Discord's daily budget until {until}"
+            ));
         }
         let mut down = 0_usize;
-        for shard in self.shards().iter().filter(|shard| !shard.state().is_ready()) {
+        for shard in self
+            .shards()
+            .iter()
+            .filter(|shard| !shard.state().is_ready())
+        {
             down += 1;
             if down <= REASONS_MAX {
                 reasons.push(shard.reason_not_ready());
@@ -288,7 +308,11 @@ impl ProcessStatus {
         let shards = self.shards();
         let usage = self.usage();
         let started = self.was_ready.load(Ordering::Relaxed);
-        let status = match (self.draining.load(Ordering::Relaxed), readiness.ready, started) {
+        let status = match (
+            self.draining.load(Ordering::Relaxed),
+            readiness.ready,
+            started,
+        ) {
             (true, _, _) => Activity::Draining,
             (false, true, _) => Activity::Ready,
             (false, false, true) => Activity::Degraded,
@@ -357,7 +381,10 @@ mod tests {
         process.set_nats_connected(true);
         let hold = process.hold("asking Discord");
         let one = process.add_shard(shard(1));
-        assert_eq!(process.readiness().reasons, ["asking Discord", "shard 1: disconnected"]);
+        assert_eq!(
+            process.readiness().reasons,
+            ["asking Discord", "shard 1: disconnected"]
+        );
         hold.set_reason("still asking");
         assert_eq!(process.readiness().reasons[0], "still asking");
         drop(hold);
@@ -406,7 +433,11 @@ mod tests {
         for id in [5, 1, 3, 1] {
             process.add_shard(shard(id));
         }
-        let ids: Vec<_> = process.shards().iter().map(|one| one.shard().id()).collect();
+        let ids: Vec<_> = process
+            .shards()
+            .iter()
+            .map(|one| one.shard().id())
+            .collect();
         assert_eq!(ids, [1, 3, 5]);
         process.remove_shard(3);
         assert!(process.shard(3).is_none() && process.shard(5).is_some());
@@ -418,7 +449,10 @@ mod tests {
         process.set_nats_connected(true);
         process.set_budget_reset(Some(1_000));
         let reasons = process.readiness().reasons;
-        assert!(reasons[0].ends_with("until 1970-01-01T00:00:01.000Z"), "{reasons:?}");
+        assert!(
+            reasons[0].ends_with("until 1970-01-01T00:00:01.000Z"),
+            "{reasons:?}"
+        );
         process.set_budget_reset(None);
         assert!(process.readiness().ready);
     }

@@ -5,9 +5,7 @@ use std::fmt::{Debug, Display};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{
-    CreateStreamErrorKind, GetStreamError, GetStreamErrorKind,
-};
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Config as Stream, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, StorageType,
 };
@@ -47,7 +45,10 @@ pub async fn ensure_event_streams(
 ) -> Result<(), Fatal> {
     if settings.event_streams > shards {
         return Err(Fatal::usage(
-            format!("--event-streams: {} streams for {shards} shards", settings.event_streams),
+            format!(
+                "--event-streams: {} streams for {shards} shards",
+                settings.event_streams
+            ),
             "at most one stream per shard is possible",
         ));
     }
@@ -69,7 +70,12 @@ pub async fn ensure_fleet_bucket(
     startup_timeout: Duration,
 ) -> Result<kv::Store, Fatal> {
     let bucket = settings.prefix.fleet_bucket();
-    ensure(nats, &fleet_bucket(settings), Instant::now() + startup_timeout).await?;
+    ensure(
+        nats,
+        &fleet_bucket(settings),
+        Instant::now() + startup_timeout,
+    )
+    .await?;
     nats.jetstream
         .get_key_value(&bucket)
         .await
@@ -92,7 +98,10 @@ fn event_stream(settings: &StreamSettings, index: u32, shards: NonZeroU32) -> St
         (prefix.event_stream(None), vec![prefix.all_events()])
     } else {
         let own = (0..shards.get()).filter(|shard| shard % count == index);
-        (prefix.event_stream(Some(index)), own.map(|shard| prefix.shard_events(shard)).collect())
+        (
+            prefix.event_stream(Some(index)),
+            own.map(|shard| prefix.shard_events(shard)).collect(),
+        )
     };
     Stream {
         name,
@@ -101,7 +110,9 @@ fn event_stream(settings: &StreamSettings, index: u32, shards: NonZeroU32) -> St
         storage: StorageType::File,
         discard: DiscardPolicy::Old,
         max_age: settings.max_age,
-        max_bytes: settings.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        max_bytes: settings
+            .max_bytes
+            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
         max_messages: -1,
         max_messages_per_subject: -1,
         max_message_size: -1,
@@ -220,7 +231,10 @@ fn refused(wanted: &Stream, error: &async_nats::jetstream::Error) -> Fatal {
         ErrorCode::INSUFFICIENT_RESOURCES => "raise JetStream's limits or lower --stream-max-bytes",
         _ => "check JetStream's limits and permissions",
     };
-    Fatal::unfit(format!("NATS refuses stream {}: {error}", wanted.name), advice)
+    Fatal::unfit(
+        format!("NATS refuses stream {}: {error}", wanted.name),
+        advice,
+    )
 }
 
 fn compared(is: &Stream, wanted: &Stream) -> Attempt {
@@ -230,7 +244,11 @@ fn compared(is: &Stream, wanted: &Stream) -> Attempt {
         return Attempt::Done;
     }
     Attempt::Never(Fatal::unfit(
-        format!("stream {} has other settings: {}", wanted.name, differences.join(", ")),
+        format!(
+            "stream {} has other settings: {}",
+            wanted.name,
+            differences.join(", ")
+        ),
         "change the configuration to match, or update or delete the stream with the nats CLI (nothing was changed)",
     ))
 }
@@ -248,26 +266,59 @@ fn differences(is: &Stream, must: &Stream) -> Vec<String> {
     found.check_debug("discard", &is.discard, &must.discard);
     found.check("max_age", &Age(is.max_age), &Age(must.max_age));
     found.check("max_bytes", &Limit(is.max_bytes), &Limit(must.max_bytes));
-    found.check("max_msgs", &Limit(is.max_messages), &Limit(must.max_messages));
+    found.check(
+        "max_msgs",
+        &Limit(is.max_messages),
+        &Limit(must.max_messages),
+    );
     let per_subject = (is.max_messages_per_subject, must.max_messages_per_subject);
-    found.check("max_msgs_per_subject", &Limit(per_subject.0), &Limit(per_subject.1));
-    let size = (i64::from(is.max_message_size), i64::from(must.max_message_size));
+    found.check(
+        "max_msgs_per_subject",
+        &Limit(per_subject.0),
+        &Limit(per_subject.1),
+    );
+    let size = (
+        i64::from(is.max_message_size),
+        i64::from(must.max_message_size),
+    );
     found.check("max_msg_size", &Limit(size.0), &Limit(size.1));
-    found.check("duplicate_window", &Age(is.duplicate_window), &Age(must.duplicate_window));
+    found.check(
+        "duplicate_window",
+        &Age(is.duplicate_window),
+        &Age(must.duplicate_window),
+    );
     found.check("num_replicas", &is.num_replicas, &must.num_replicas);
     found.check("allow_direct", &is.allow_direct, &must.allow_direct);
-    found.check("allow_batched", &is.allow_batch_publish, &must.allow_batch_publish);
-    found.check("allow_msg_ttl", &is.allow_message_ttl, &must.allow_message_ttl);
+    found.check(
+        "allow_batched",
+        &is.allow_batch_publish,
+        &must.allow_batch_publish,
+    );
+    found.check(
+        "allow_msg_ttl",
+        &is.allow_message_ttl,
+        &must.allow_message_ttl,
+    );
     let marker = |ttl: Option<Duration>| Age(ttl.unwrap_or_default());
-    let ttl = (marker(is.subject_delete_marker_ttl), marker(must.subject_delete_marker_ttl));
+    let ttl = (
+        marker(is.subject_delete_marker_ttl),
+        marker(must.subject_delete_marker_ttl),
+    );
     found.check("subject_delete_marker_ttl", &ttl.0, &ttl.1);
     found.check("allow_rollup_hdrs", &is.allow_rollup, &must.allow_rollup);
     found.check("deny_delete", &is.deny_delete, &must.deny_delete);
     found.check("deny_purge", &(is.deny_purge && !must.deny_purge), &false);
-    found.check("republish", &Feed(is.republish.as_ref()), &Feed(must.republish.as_ref()));
+    found.check(
+        "republish",
+        &Feed(is.republish.as_ref()),
+        &Feed(must.republish.as_ref()),
+    );
     found.check("no_ack", &is.no_ack, &must.no_ack);
     found.check("sealed", &is.sealed, &must.sealed);
-    let transform = is.subject_transform.as_ref().map(|transform| transform.destination.as_str());
+    let transform = is
+        .subject_transform
+        .as_ref()
+        .map(|transform| transform.destination.as_str());
     found.check("subject_transform", &transform.unwrap_or("none"), &"none");
     let copies = is.mirror.is_some() || is.sources.as_ref().is_some_and(|list| !list.is_empty());
     found.check("mirror or sources", &copies, &false);
@@ -313,7 +364,11 @@ struct Age(Duration);
 
 impl Display for Age {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_zero() { f.write_str("none") } else { write!(f, "{:?}", self.0) }
+        if self.0.is_zero() {
+            f.write_str("none")
+        } else {
+            write!(f, "{:?}", self.0)
+        }
     }
 }
 
@@ -328,7 +383,11 @@ impl PartialEq for Limit {
 
 impl Display for Limit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0 <= 0 { f.write_str("none") } else { Display::fmt(&self.0, f) }
+        if self.0 <= 0 {
+            f.write_str("none")
+        } else {
+            Display::fmt(&self.0, f)
+        }
     }
 }
 
@@ -352,7 +411,11 @@ impl Display for Feed<'_> {
         match self.0 {
             None => f.write_str("none"),
             Some(feed) => {
-                let what = if feed.headers_only { " (headers only)" } else { "" };
+                let what = if feed.headers_only {
+                    " (headers only)"
+                } else {
+                    ""
+                };
                 write!(f, "{} to {}{what}", feed.source, feed.destination)
             }
         }
@@ -408,11 +471,23 @@ mod tests {
 
     #[test]
     fn each_difference_names_field_value_and_demand() {
-        check(|is| is.max_age = Duration::from_secs(60), "max_age: is 60s, must be 86400s");
+        check(
+            |is| is.max_age = Duration::from_secs(60),
+            "max_age: is 60s, must be 86400s",
+        );
         check(|is| is.max_bytes = 5, "max_bytes: is 5, must be none");
-        check(|is| is.storage = StorageType::Memory, "storage: is memory, must be file");
-        check(|is| is.allow_batch_publish = false, "allow_batched: is false, must be true");
-        check(|is| is.allow_direct = false, "allow_direct: is false, must be true");
+        check(
+            |is| is.storage = StorageType::Memory,
+            "storage: is memory, must be file",
+        );
+        check(
+            |is| is.allow_batch_publish = false,
+            "allow_batched: is false, must be true",
+        );
+        check(
+            |is| is.allow_direct = false,
+            "allow_direct: is false, must be true",
+        );
         check(|is| is.num_replicas = 3, "num_replicas: is 3, must be 1");
         check(
             |is| is.duplicate_window = Duration::from_secs(1),

@@ -39,19 +39,30 @@ pub struct Telemetry {
 /// # Errors
 /// [`Fatal::Usage`] when the exporter cannot be made of `--otlp-endpoint`.
 pub fn init(config: &Config) -> Result<Telemetry, Fatal> {
-    let provider = config.otlp_endpoint().map(|url| tracer(url, config)).transpose()?;
+    let provider = config
+        .otlp_endpoint()
+        .map(|url| tracer(url, config))
+        .transpose()?;
     let spans = provider.as_ref().map(|provider| {
         tracing_opentelemetry::layer().with_tracer(provider.tracer("gateway-proxy"))
     });
     // Config has parsed the same text, so this cannot fail; `info` is the default all the same.
     let filter = EnvFilter::try_new(config.log_filter()).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(true);
     let lines: Box<dyn Layer<_> + Send + Sync> = match config.log_format() {
         LogFormat::Text => lines.with_ansi(is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // Another subscriber is there only when a test or an embedding program installed its own.
-    drop(Registry::default().with(filter).with(spans).with(lines).try_init());
+    drop(
+        Registry::default()
+            .with(filter)
+            .with(spans)
+            .with(lines)
+            .try_init(),
+    );
     Ok(Telemetry { provider })
 }
 
@@ -94,16 +105,25 @@ fn tracer(endpoint: &Url, config: &Config) -> Result<SdkTracerProvider, Fatal> {
         .with_timeout(EXPORT_TIMEOUT)
         .build()
         .map_err(|error| unusable(error.to_string()))?;
-    let exporter = OnRuntime { exporter: Arc::new(exporter), runtime: Handle::current() };
+    let exporter = OnRuntime {
+        exporter: Arc::new(exporter),
+        runtime: Handle::current(),
+    };
     let resource = Resource::builder()
         .with_service_name("gateway-proxy")
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            env!("CARGO_PKG_VERSION"),
+        ))
         .with_attribute(opentelemetry::KeyValue::new(
             "service.instance.id",
             config.proxy_id().to_string(),
         ))
         .build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
 /// The SDK exports from a thread of its own, without a runtime; the HTTP client needs one.
@@ -116,8 +136,11 @@ struct OnRuntime {
 impl SpanExporter for OnRuntime {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let exporter = Arc::clone(&self.exporter);
-        let sent = self.runtime.spawn(async move { exporter.export(batch).await });
-        sent.await.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?
+        let sent = self
+            .runtime
+            .spawn(async move { exporter.export(batch).await });
+        sent.await
+            .map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

@@ -109,8 +109,16 @@ pub(crate) enum WireError {
 /// Reads the first operation of `input`. `Ok(None)`: more bytes are needed. The number is how many
 /// bytes it took.
 pub(crate) fn parse(input: &[u8]) -> Result<Option<(ServerOp<'_>, usize)>, WireError> {
-    let Some(end) = input.iter().take(LINE_MAX + 1).position(|byte| *byte == b'\n') else {
-        return if input.len() > LINE_MAX { Err(WireError::LineTooLong) } else { Ok(None) };
+    let Some(end) = input
+        .iter()
+        .take(LINE_MAX + 1)
+        .position(|byte| *byte == b'\n')
+    else {
+        return if input.len() > LINE_MAX {
+            Err(WireError::LineTooLong)
+        } else {
+            Ok(None)
+        };
     };
     let raw = &input[..end];
     let line = raw.strip_suffix(b"\r").unwrap_or(raw);
@@ -147,10 +155,15 @@ fn message<'a>(
     let mut words = arguments.split_ascii_whitespace();
     let subject = words.next().ok_or_else(&malformed)?;
     // The rest is taken from the end, since the reply subject in the middle may be absent.
-    let total: usize =
-        words.next_back().and_then(|word| word.parse().ok()).ok_or_else(&malformed)?;
+    let total: usize = words
+        .next_back()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(&malformed)?;
     let header = if with_headers {
-        words.next_back().and_then(|word| word.parse().ok()).ok_or_else(&malformed)?
+        words
+            .next_back()
+            .and_then(|word| word.parse().ok())
+            .ok_or_else(&malformed)?
     } else {
         0
     };
@@ -169,7 +182,14 @@ fn message<'a>(
     }
     let status = status(&input[start..start + header]);
     let payload = &input[start + header..end];
-    Ok(Some((ServerOp::Message { subject, status, payload }, end + 2)))
+    Ok(Some((
+        ServerOp::Message {
+            subject,
+            status,
+            payload,
+        },
+        end + 2,
+    )))
 }
 
 /// `NATS/1.0 503` → 503.
@@ -215,7 +235,14 @@ mod tests {
         }
         let (op, used) = parse(bytes).unwrap().unwrap();
         let subject = "_INBOX.a.500.fail.7.2.$FI";
-        assert_eq!(op, ServerOp::Message { subject, status: None, payload: b"hello" });
+        assert_eq!(
+            op,
+            ServerOp::Message {
+                subject,
+                status: None,
+                payload: b"hello"
+            }
+        );
         assert_eq!(parse(&bytes[used..]), Ok(Some((ServerOp::Ping, 6))));
     }
 
@@ -223,19 +250,33 @@ mod tests {
     fn a_status_message_gives_its_status() {
         let bytes = b"HMSG inbox 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n";
         let (op, used) = parse(bytes).unwrap().unwrap();
-        assert_eq!(op, ServerOp::Message { subject: "inbox", status: Some(503), payload: b"" });
+        assert_eq!(
+            op,
+            ServerOp::Message {
+                subject: "inbox",
+                status: Some(503),
+                payload: b""
+            }
+        );
         assert_eq!(used, bytes.len());
     }
 
     #[test]
     fn errors_and_info_are_read() {
-        let (op, _) = parse(b"-ERR 'Authorization Violation'\r\n").unwrap().unwrap();
+        let (op, _) = parse(b"-ERR 'Authorization Violation'\r\n")
+            .unwrap()
+            .unwrap();
         assert_eq!(op, ServerOp::Err("Authorization Violation"));
         let (op, _) = parse(b"INFO {\"version\":\"2.15.1\",\"max_payload\":8388608}\r\n")
             .unwrap()
             .unwrap();
-        let ServerOp::Info(info) = op else { panic!("{op:?}") };
-        assert_eq!((info.version.as_str(), info.max_payload), ("2.15.1", 8_388_608));
+        let ServerOp::Info(info) = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!(
+            (info.version.as_str(), info.max_payload),
+            ("2.15.1", 8_388_608)
+        );
     }
 
     #[test]
@@ -244,7 +285,10 @@ mod tests {
             parse(b"HTTP/1.1 400 Bad Request\r\n"),
             Err(WireError::Malformed("HTTP/1.1 400 Bad Request".into()))
         );
-        assert_eq!(parse(&vec![b'x'; LINE_MAX + 1]), Err(WireError::LineTooLong));
+        assert_eq!(
+            parse(&vec![b'x'; LINE_MAX + 1]),
+            Err(WireError::LineTooLong)
+        );
         assert!(parse(b"MSG a 1 99999999\r\n").is_err());
         assert!(parse(b"MSG a 1\r\n").is_err());
     }
@@ -252,8 +296,11 @@ mod tests {
     #[test]
     fn arbitrary_bytes_never_panic() {
         let mut rng = fastrand::Rng::with_seed(3);
-        let seeds: [&[u8]; 3] =
-            [b"HMSG inbox 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", b"MSG a 1 b 3\r\nabc\r\n", b"INFO {}\r\n"];
+        let seeds: [&[u8]; 3] = [
+            b"HMSG inbox 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n",
+            b"MSG a 1 b 3\r\nabc\r\n",
+            b"INFO {}\r\n",
+        ];
         for _ in 0..20_000 {
             let mut bytes = seeds[rng.usize(..3)].to_vec();
             for _ in 0..rng.usize(0..4) {
@@ -270,7 +317,13 @@ mod tests {
     #[test]
     fn a_publish_states_the_lengths_it_has() {
         let mut out = Vec::new();
-        push_hpub(&mut out, b"a.b", |out| out.extend_from_slice(b"r"), b"NATS/1.0\r\n\r\n", b"xyz");
+        push_hpub(
+            &mut out,
+            b"a.b",
+            |out| out.extend_from_slice(b"r"),
+            b"NATS/1.0\r\n\r\n",
+            b"xyz",
+        );
         assert_eq!(out, b"HPUB a.b r 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n");
     }
 }

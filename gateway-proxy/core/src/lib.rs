@@ -2,6 +2,7 @@
 //! are arguments, so that hundreds of orderings can be tested without a socket.
 
 pub mod budget;
+pub mod checkpoint;
 pub mod close;
 pub mod frame;
 pub mod identify;

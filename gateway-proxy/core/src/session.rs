@@ -397,6 +397,12 @@ impl Session {
         self.actions.pop_front()
     }
 
+    /// True when [`Session::poll_action`] has something.
+    #[must_use]
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
     /// When to call [`Session::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -596,6 +602,13 @@ impl Session {
         }
         self.leave_connection();
         self.phase = Phase::Stopped;
+    }
+
+    /// Before connecting: the session of an earlier process is not resumed, but announced as ended.
+    pub fn expire(&mut self, reason: EndReason, now: Instant) {
+        if !self.is_connected() {
+            self.end_session(reason, now);
+        }
     }
 
     /// Ends the session and starts a new one, as an operator asked.

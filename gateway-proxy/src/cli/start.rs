@@ -92,7 +92,9 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
     process.set_total_shards(shard_count.get());
     let limit = gateway.session_start_limit;
     metrics.session_starts_total.set(u64::from(limit.total));
-    metrics.session_starts_remaining.set(u64::from(limit.remaining));
+    metrics
+        .session_starts_remaining
+        .set(u64::from(limit.remaining));
 
     starting.set_reason("checking the streams");
     stream::ensure_event_streams(&nats, config.stream(), shard_count, timeout).await?;
@@ -117,10 +119,7 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
 }
 
 /// How many shards there are, and which are ours.
-fn placed(
-    config: &Config,
-    gateway: &GatewayBot,
-) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
+fn placed(config: &Config, gateway: &GatewayBot) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
     let count = match config.shards() {
         ShardCount::Fixed(count) => count,
         // GatewayBot has at least one.
@@ -134,7 +133,9 @@ fn placed(
     };
     let shards = match config.shard_ids() {
         Some(ids) => ids.of(count),
-        None => (0..count.get()).map(|id| ShardId::new(id, count.get())).collect(),
+        None => (0..count.get())
+            .map(|id| ShardId::new(id, count.get()))
+            .collect(),
     };
     Ok((count, shards.map_err(out_of_range)?))
 }

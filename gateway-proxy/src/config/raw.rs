@@ -129,7 +129,11 @@ fn argument(setting: &'static Setting) -> Option<Arg> {
         .help(help)
         .help_heading(setting.heading);
     match setting.kind {
-        Kind::Value(name) => Some(arg.value_name(name).action(ArgAction::Set)),
+        Kind::Value(name) => Some(
+            arg.value_name(name)
+                .action(ArgAction::Set)
+                .allow_negative_numbers(true),
+        ),
         Kind::Switch => Some(arg.action(ArgAction::SetTrue)),
         Kind::Secret => None,
     }

@@ -10,8 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use super::instrument::{Count, Label, Level, PerLabel, Timing};
 use super::Instruments;
+use super::instrument::{Count, Label, Level, PerLabel, Timing};
 use crate::status::{ProcessStatus, ShardStatus};
 
 /// The counters.
@@ -37,8 +37,16 @@ struct Output<'a>(DescriptorEncoder<'a>);
 
 impl Output<'_> {
     fn events(&mut self, it: &Instruments) -> Result<(), Error> {
-        self.labelled("events_received", "Dispatches that came in", &it.events_received)?;
-        self.labelled("events_published", "Dispatches handed to NATS", &it.events_published)?;
+        self.labelled(
+            "events_received",
+            "Dispatches that came in",
+            &it.events_received,
+        )?;
+        self.labelled(
+            "events_published",
+            "Dispatches handed to NATS",
+            &it.events_published,
+        )?;
         let help = "Dispatches JetStream acknowledged";
         self.labelled("events_acknowledged", help, &it.events_acknowledged)?;
         let help = "Dispatches left out by configuration";
@@ -53,7 +61,12 @@ impl Output<'_> {
         self.count("gateway_received", help, bytes, &it.received_bytes)?;
         let help = "Bytes of gateway frames after decompression";
         self.count("gateway_inflated", help, bytes, &it.inflated_bytes)?;
-        self.count("published", "Payload bytes handed to NATS", bytes, &it.published_bytes)?;
+        self.count(
+            "published",
+            "Payload bytes handed to NATS",
+            bytes,
+            &it.published_bytes,
+        )?;
         let help = "Frames that could not be used";
         self.labelled("frames_malformed", help, &it.frames_malformed)
     }
@@ -69,7 +82,12 @@ impl Output<'_> {
         let help = "Session starts Discord grants per day";
         self.level("session_starts_limit", help, None, &it.session_starts_total)?;
         let help = "Session starts left today";
-        self.level("session_starts_remaining", help, None, &it.session_starts_remaining)
+        self.level(
+            "session_starts_remaining",
+            help,
+            None,
+            &it.session_starts_remaining,
+        )
     }
 
     fn publishing(&mut self, it: &Instruments) -> Result<(), Error> {
@@ -86,7 +104,11 @@ impl Output<'_> {
         self.count("publish_restarts", help, None, &it.publish_restarts)?;
         let help = "Connections to NATS after the first";
         self.count("nats_reconnects", help, None, &it.nats_reconnects)?;
-        self.timing("ack_latency", "From handing an event to NATS until its acknowledgement", &it.ack_latency)
+        self.timing(
+            "ack_latency",
+            "From handing an event to NATS until its acknowledgement",
+            &it.ack_latency,
+        )
     }
 
     fn labelled<L: Label>(
@@ -95,7 +117,9 @@ impl Output<'_> {
         help: &str,
         counts: &PerLabel<L>,
     ) -> Result<(), Error> {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (value, count) in counts.counted() {
             let labels = [(L::KEY, value)];
             ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
@@ -110,7 +134,9 @@ impl Output<'_> {
         unit: Option<&Unit>,
         count: &Count,
     ) -> Result<(), Error> {
-        let metric = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        let metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Counter)?;
         ConstCounter::new(count.get()).encode(metric)
     }
 
@@ -131,14 +157,18 @@ impl Output<'_> {
         unit: Option<&Unit>,
         value: f64,
     ) -> Result<(), Error> {
-        let metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        let metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
         ConstGauge::new(value).encode(metric)
     }
 
     fn timing(&mut self, name: &str, help: &str, timing: &Timing) -> Result<(), Error> {
         let unit = Some(&Unit::Seconds);
         let (sum, count, buckets) = timing.read();
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Histogram)?;
         metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
@@ -151,7 +181,9 @@ impl Output<'_> {
         shards: &[Arc<ShardStatus>],
         value: impl Fn(&ShardStatus) -> Option<f64>,
     ) -> Result<(), Error> {
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
         for shard in shards {
             if let Some(value) = value(shard) {
                 let labels = [("shard", shard.shard().id())];
@@ -168,35 +200,68 @@ impl Collector for Live {
         let process = &self.0;
         let shards = process.shards();
         let switch = |on: bool| if on { 1.0 } else { 0.0 };
-        out.per_shard("shard_ready", "1 while the shard delivers", None, &shards, |shard| {
-            Some(switch(shard.state().is_ready()))
-        })?;
+        out.per_shard(
+            "shard_ready",
+            "1 while the shard delivers",
+            None,
+            &shards,
+            |shard| Some(switch(shard.state().is_ready())),
+        )?;
         let help = "Last heartbeat round trip";
-        out.per_shard("gateway_latency", help, Some(&Unit::Seconds), &shards, |shard| {
-            shard.latency().map(|latency| latency.as_secs_f64())
-        })?;
-        out.per_shard("shard_guilds", "Guilds on the shard", None, &shards, |shard| {
-            shard.guilds().map(f64::from)
-        })?;
+        out.per_shard(
+            "gateway_latency",
+            help,
+            Some(&Unit::Seconds),
+            &shards,
+            |shard| shard.latency().map(|latency| latency.as_secs_f64()),
+        )?;
+        out.per_shard(
+            "shard_guilds",
+            "Guilds on the shard",
+            None,
+            &shards,
+            |shard| shard.guilds().map(f64::from),
+        )?;
         let help = "Events received and not yet acknowledged, by sequence";
         out.per_shard("shard_lag_events", help, None, &shards, |shard| {
-            let behind = shard.last_seq()?.saturating_sub(shard.acked_seq().unwrap_or(0));
+            let behind = shard
+                .last_seq()?
+                .saturating_sub(shard.acked_seq().unwrap_or(0));
             Some(behind as f64)
         })?;
-        out.gauge("shards", "Shards this process holds", None, shards.len() as f64)?;
+        out.gauge(
+            "shards",
+            "Shards this process holds",
+            None,
+            shards.len() as f64,
+        )?;
         let help = "1 while connected to NATS";
-        out.gauge("nats_connected", help, None, switch(process.nats_connected()))?;
+        out.gauge(
+            "nats_connected",
+            help,
+            None,
+            switch(process.nats_connected()),
+        )?;
         let help = "1 while all shards are up and NATS is connected";
         out.gauge("ready", help, None, switch(process.readiness().ready))?;
         let usage = crate::status::Usage::read();
         let help = "Resident memory";
-        out.gauge("process_resident_memory", help, Some(&Unit::Bytes), usage.memory_bytes as f64)?;
+        out.gauge(
+            "process_resident_memory",
+            help,
+            Some(&Unit::Bytes),
+            usage.memory_bytes as f64,
+        )?;
         let help = "User and system CPU time";
         let unit = Some(&Unit::Seconds);
-        let cpu = out.0.encode_descriptor("process_cpu", help, unit, MetricType::Counter)?;
+        let cpu = out
+            .0
+            .encode_descriptor("process_cpu", help, unit, MetricType::Counter)?;
         ConstCounter::new(usage.cpu.as_secs_f64()).encode(cpu)?;
         let help = "Version of the program";
-        let mut build = out.0.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
+        let mut build = out
+            .0
+            .encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", env!("CARGO_PKG_VERSION"))];
         ConstGauge::new(1_u64).encode(build.encode_family(&labels)?)
     }

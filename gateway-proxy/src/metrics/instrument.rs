@@ -80,7 +80,10 @@ impl<L: Label> PerLabel<L> {
     /// How many of all values.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        self.counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The values that were ever counted.
@@ -95,7 +98,10 @@ impl<L: Label> PerLabel<L> {
 impl<L: Label> Default for PerLabel<L> {
     fn default() -> Self {
         let counts = (0..L::COUNT).map(|_| AtomicU64::new(0)).collect();
-        Self { counts, label: PhantomData }
+        Self {
+            counts,
+            label: PhantomData,
+        }
     }
 }
 
@@ -107,8 +113,9 @@ impl<L: Label> fmt::Debug for PerLabel<L> {
 
 /// Upper bounds in seconds: acknowledgements take 0.2 ms on one machine and seconds while a cluster
 /// elects a leader.
-const BOUNDS_S: [f64; 14] =
-    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const BOUNDS_S: [f64; 14] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
 
 /// How long something took.
 #[derive(Debug, Default)]
@@ -123,7 +130,10 @@ impl Timing {
     /// It took so long.
     pub fn record(&self, took: Duration) {
         let seconds = took.as_secs_f64();
-        let bucket = BOUNDS_S.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS_S.len());
+        let bucket = BOUNDS_S
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .unwrap_or(BOUNDS_S.len());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
@@ -132,7 +142,10 @@ impl Timing {
     /// Sum in seconds, count, and per bucket its upper bound and own count.
     pub(super) fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
         let bounds = BOUNDS_S.into_iter().chain([f64::MAX]);
-        let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed));
+        let counts = self
+            .buckets
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = self.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;

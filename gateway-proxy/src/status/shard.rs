@@ -45,7 +45,10 @@ struct Texts {
 
 /// A relaxed load and store: half the cost of an atomic addition, right for one writer.
 fn add(counter: &AtomicU64, count: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(count),
+        Ordering::Relaxed,
+    );
 }
 
 impl ShardStatus {
@@ -132,13 +135,18 @@ impl ShardStatus {
     /// A session began.
     pub fn set_session(&self, session_id: &str, started_unix_ms: u64) {
         locked(&self.texts).session_id = Some(session_id.to_owned());
-        self.session_started_unix_ms.store(started_unix_ms, Ordering::Relaxed);
+        self.session_started_unix_ms
+            .store(started_unix_ms, Ordering::Relaxed);
     }
 
     /// The session is gone.
     pub fn clear_session(&self) {
         locked(&self.texts).session_id = None;
-        for number in [&self.session_started_unix_ms, &self.last_seq, &self.acked_seq] {
+        for number in [
+            &self.session_started_unix_ms,
+            &self.last_seq,
+            &self.acked_seq,
+        ] {
             number.store(0, Ordering::Relaxed);
         }
     }
@@ -186,7 +194,8 @@ impl ShardStatus {
     pub fn add_guilds(&self, change: i64) {
         let guilds = self.guilds.load(Ordering::Relaxed);
         if guilds >= 0 {
-            self.guilds.store(guilds.saturating_add(change).max(0), Ordering::Relaxed);
+            self.guilds
+                .store(guilds.saturating_add(change).max(0), Ordering::Relaxed);
         }
     }
 
@@ -198,7 +207,9 @@ impl ShardStatus {
 
     /// A heartbeat's round trip.
     pub fn set_latency(&self, latency: Duration) {
-        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        let us = u64::try_from(latency.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
         self.latency_us.store(us, Ordering::Relaxed);
     }
 
@@ -259,7 +270,9 @@ impl ShardStatus {
             shard: self.shard,
             status: self.state(),
             guilds: self.guilds(),
-            latency_ms: self.latency().map(|latency| latency.as_secs_f64() * 1_000.0),
+            latency_ms: self
+                .latency()
+                .map(|latency| latency.as_secs_f64() * 1_000.0),
             events_per_second: self.events_per_second(),
             events_total: self.events(),
             session_age_s: self.session_started_unix_ms().map(age),
@@ -322,7 +335,10 @@ mod tests {
     #[test]
     fn unknown_numbers_are_absent_not_zero() {
         let health = shard().health(1_000);
-        assert_eq!((health.guilds, health.last_seq, health.session_age_s), (None, None, None));
+        assert_eq!(
+            (health.guilds, health.last_seq, health.session_age_s),
+            (None, None, None)
+        );
         assert_eq!((health.latency_ms, health.acknowledged_seq), (None, None));
     }
 
@@ -334,7 +350,10 @@ mod tests {
         shard.set_acked_seq(6);
         let health = shard.health(65_000);
         assert_eq!(health.session_age_s, Some(60));
-        assert_eq!((health.last_seq, health.acknowledged_seq), (Some(7), Some(6)));
+        assert_eq!(
+            (health.last_seq, health.acknowledged_seq),
+            (Some(7), Some(6))
+        );
         shard.clear_session();
         assert_eq!((shard.session_id(), shard.last_seq()), (None, None));
     }
@@ -367,7 +386,10 @@ mod tests {
         let shard = shard();
         shard.set_state(ShardState::Queued);
         shard.set_reason("budget at its reserve");
-        assert_eq!(shard.reason_not_ready(), "shard 3: queued, budget at its reserve");
+        assert_eq!(
+            shard.reason_not_ready(),
+            "shard 3: queued, budget at its reserve"
+        );
         shard.set_state(ShardState::Connecting);
         assert_eq!(shard.reason_not_ready(), "shard 3: connecting");
     }

@@ -22,7 +22,10 @@ impl Usage {
         let cpu = getrusage(UsageWho::RUSAGE_SELF)
             .map(|usage| duration(usage.user_time()) + duration(usage.system_time()))
             .unwrap_or_default();
-        Self { memory_bytes: resident(&status), cpu }
+        Self {
+            memory_bytes: resident(&status),
+            cpu,
+        }
     }
 }
 
@@ -30,7 +33,9 @@ impl Usage {
 fn resident(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    number
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 fn duration(time: TimeVal) -> Duration {
@@ -45,7 +50,10 @@ mod tests {
 
     #[test]
     fn resident_memory_is_read_in_bytes() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t    1234 kB\nVmData: 1 kB\n"), 1234 * 1024);
+        assert_eq!(
+            resident("Name:\tx\nVmRSS:\t    1234 kB\nVmData: 1 kB\n"),
+            1234 * 1024
+        );
         assert_eq!(resident(""), 0);
         assert_eq!(resident("VmRSS: many kB"), 0);
     }
@@ -58,6 +66,9 @@ mod tests {
             std::hint::spin_loop();
         }
         let usage = Usage::read();
-        assert!(usage.memory_bytes > 100_000 && usage.cpu > Duration::ZERO, "{usage:?}");
+        assert!(
+            usage.memory_bytes > 100_000 && usage.cpu > Duration::ZERO,
+            "{usage:?}"
+        );
     }
 }

@@ -1,0 +1,355 @@
+//! Puts the proxy together: publishers, identify queue, shards, recorder; waits for the end; drains
+//! in reverse.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use gateway_proxy_core::checkpoint::{Start, Wanted};
+use gateway_proxy_core::identify::Budget;
+use gateway_proxy_core::outgoing::{self, IdentifyOptions};
+use gateway_proxy_core::session::{Session, Settings};
+use schemas::{Intents, ShardId, ShardRecord};
+use secrecy::ExposeSecret;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::checkpoint::{self, Found};
+use crate::cli::Started;
+use crate::config::{Compression, Config};
+use crate::exit::Fatal;
+use crate::identify::IdentifyQueue;
+use crate::publisher::{self, Lane, Publisher};
+use crate::recorder::{Common, Recorder};
+use crate::shard::{SessionCell, ShardParts, ShardTask, Shared};
+use crate::shutdown::Phase;
+use crate::status::unix_ms;
+use crate::stream;
+use crate::transport::{API_VERSION, Dialer};
+
+/// Checkpoints looked up at the same time.
+const LOOKUPS: usize = 32;
+/// How often the publishers' state is copied to status and metrics.
+const OBSERVE_EVERY: Duration = Duration::from_millis(250);
+/// What the drain keeps of the grace period for records and closes.
+const RELEASE_SHARE: u32 = 4;
+
+/// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
+pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
+    let stop_publishing = CancellationToken::new();
+    let publishers = spawn_publishers(&started, &stop_publishing);
+    let (fatal, mut fatals) = mpsc::channel(1);
+    let shared = Arc::new(shared(&started, fatal)?);
+    let background = CancellationToken::new();
+    let queue = Arc::clone(&shared.identifies);
+    spawn_until(&background, queue.run(started.api.clone()));
+    spawn_until(
+        &background,
+        observe(
+            started.process.clone(),
+            started.metrics.clone(),
+            publishers.clone(),
+        ),
+    );
+
+    let found = find_checkpoints(&started).await?;
+    let tasks = TaskTracker::new();
+    let shards = spawn_shards(&started, &shared, &publishers, found, &tasks);
+    tasks.close();
+    info!(
+        shards = shards.len(),
+        of = started.shard_count,
+        "shards started"
+    );
+    let mut recorder = Recorder::new(
+        started.fleet_bucket.clone(),
+        common(&started.config),
+        shards,
+    );
+    let Started {
+        starting,
+        shutdown,
+        process,
+        embedded,
+        ..
+    } = started;
+    drop(starting);
+
+    let end = tokio::select! {
+        fatal = fatals.recv() => fatal.map_or(Ok(()), Err),
+        () = recorder.run() => Ok(()),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    if end.is_err() {
+        shutdown.advance(Phase::Draining);
+    }
+    process.set_draining();
+    drain(&shutdown, &publishers, &mut recorder, &tasks).await;
+    background.cancel();
+    stop_publishing.cancel();
+    shutdown.advance(Phase::Stopped);
+    drop(embedded);
+    end
+}
+
+/// Stop reading → wait for acknowledgements → write records → close resumably.
+async fn drain(
+    shutdown: &crate::shutdown::Shutdown,
+    publishers: &[Arc<Publisher>],
+    recorder: &mut Recorder,
+    tasks: &TaskTracker,
+) {
+    let grace = shutdown.grace_period();
+    let until = Instant::now() + grace;
+    for publisher in publishers {
+        let patience = until
+            .saturating_duration_since(Instant::now())
+            .saturating_sub(grace / RELEASE_SHARE);
+        if !publisher.drained(patience).await {
+            warn!(
+                unacknowledged = publisher.kept_messages(),
+                "not everything was stored within the grace period; Discord replays it at the next resume"
+            );
+        }
+    }
+    shutdown.advance(Phase::Releasing);
+    let rest = until.saturating_duration_since(Instant::now());
+    if tokio::time::timeout(rest, recorder.write_all(true))
+        .await
+        .is_err()
+    {
+        warn!("not every shard's record was written within the grace period");
+    }
+    let rest = until
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(100));
+    if tokio::time::timeout(rest, tasks.wait()).await.is_err() {
+        warn!(shards = tasks.len(), "shards outlived the grace period");
+    }
+}
+
+fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = stop.clone();
+    // Ends with the token; what it returns is nothing.
+    drop(tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }));
+}
+
+fn spawn_publishers(started: &Started, stop: &CancellationToken) -> Vec<Arc<Publisher>> {
+    let streams = started.config.stream().event_streams.get();
+    let limit = started.config.buffer_bytes() / streams as usize;
+    started
+        .metrics
+        .window_limit_bytes
+        .set(started.config.buffer_bytes() as u64);
+    (0..streams)
+        .map(|index| {
+            let publisher = Publisher::new(limit, started.metrics.clone());
+            let name = format!("gateway-proxy {} events {index}", started.config.proxy_id());
+            let task = publisher::run(
+                Arc::clone(&publisher),
+                started.nats_settings.clone(),
+                name,
+                stop.clone(),
+            );
+            // Ends with the token.
+            drop(tokio::spawn(task));
+            publisher
+        })
+        .collect()
+}
+
+fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal> {
+    let config = &started.config;
+    let presence = config.presence().map(|presence| {
+        serde_json::from_str(presence.as_json()).expect("the configuration checked it")
+    });
+    let identify = IdentifyOptions {
+        intents: config.intents().bits(),
+        large_threshold: config.large_threshold(),
+        presence,
+    };
+    let largest = ShardId::new(0, 1).expect("0 < 1");
+    outgoing::identify(config.token().expose_secret(), largest, &identify).map_err(|error| {
+        Fatal::usage(
+            format!("--presence makes IDENTIFY too large: {error}"),
+            "shorten it",
+        )
+    })?;
+    let limit = started.gateway.session_start_limit;
+    let budget = Budget {
+        total: limit.total,
+        remaining: limit.remaining,
+        reset_at_ms: started
+            .gateway_asked_unix_ms
+            .saturating_add(limit.reset_after),
+        max_concurrency: limit.max_concurrency,
+    };
+    let identifies = IdentifyQueue::new(
+        budget,
+        config.identify_reserve_percent(),
+        started.metrics.clone(),
+        Arc::clone(&started.process),
+    );
+    Ok(Shared {
+        dialer: Dialer::new(config.compression()),
+        gateway_url: started.gateway.url.clone(),
+        token: config.token().clone(),
+        identify,
+        compression: config.compression(),
+        filter: config.events().clone(),
+        identifies,
+        metrics: started.metrics.clone(),
+        shutdown: started.shutdown.clone(),
+        proxy: config.proxy_id().clone(),
+        fatal,
+    })
+}
+
+async fn find_checkpoints(started: &Started) -> Result<HashMap<ShardId, Found>, Fatal> {
+    let config = &started.config;
+    let mut streams = HashMap::new();
+    for shard in &started.shards {
+        let name = stream::stream_of_shard(config.stream(), shard.id());
+        if !streams.contains_key(&name) {
+            let stream = started.nats.jetstream.get_stream_no_info(&name).await;
+            let stream = stream.map_err(|error| started.nats.unanswered(&name, &error))?;
+            streams.insert(name, stream);
+        }
+    }
+    let lookups = started.shards.iter().map(|shard| {
+        let wanted = Wanted {
+            shard: *shard,
+            intents: Intents::from_bits(config.intents().bits()),
+            api_version: API_VERSION,
+            now_ms: unix_ms(),
+            fresh: false,
+        };
+        let stream = &streams[&stream::stream_of_shard(config.stream(), shard.id())];
+        async move {
+            let found =
+                checkpoint::find(&wanted, stream, &started.fleet_bucket, config.prefix()).await;
+            found.map(|found| (*shard, found))
+        }
+    });
+    let mut lookups = futures_util::stream::iter(lookups).buffer_unordered(LOOKUPS);
+    let mut found = HashMap::new();
+    while let Some(next) = lookups.next().await {
+        let (shard, checkpoint) =
+            next.map_err(|error| started.nats.unanswered("shard checkpoints", &error))?;
+        found.insert(shard, checkpoint);
+    }
+    Ok(found)
+}
+
+fn spawn_shards(
+    started: &Started,
+    shared: &Arc<Shared>,
+    publishers: &[Arc<Publisher>],
+    mut found: HashMap<ShardId, Found>,
+    tasks: &TaskTracker,
+) -> Vec<(ShardParts, Option<ShardRecord>)> {
+    let mut resuming = 0_usize;
+    let mut shards = Vec::with_capacity(started.shards.len());
+    for shard in &started.shards {
+        let Found { start, record } = found.remove(shard).unwrap_or(Found {
+            start: Start::New,
+            record: None,
+        });
+        let now = Instant::now();
+        let settings = Settings {
+            shard: *shard,
+            heartbeat_timeout: started.config.heartbeat_timeout(),
+        };
+        let session = match start {
+            Start::New => Session::new(settings, None, now),
+            Start::Resume(known) => {
+                resuming += 1;
+                Session::new(settings, Some(known), now)
+            }
+            Start::After { old, reason } => {
+                info!(%shard, old_session = old.session_id, ?reason, "the earlier session is not resumed");
+                let mut session = Session::new(settings, Some(old), now);
+                session.expire(reason, now);
+                session
+            }
+        };
+        let mark = (0, session.last_seq().unwrap_or(0));
+        let cell = SessionCell::new(session.resumable().map(|known| (0, known)));
+        let status = started.process.add_shard(*shard);
+        if session.id().is_some()
+            && let Some(guilds) = record.as_ref().and_then(|record| record.guilds)
+        {
+            status.set_guilds(guilds);
+        }
+        let publisher = &publishers[shard.id() as usize % publishers.len()];
+        let parts = ShardParts {
+            lane: Lane::new(started.config.prefix(), *shard, mark),
+            status,
+            session: Arc::new(cell),
+            publisher: Arc::clone(publisher),
+        };
+        // Tracked; awaited by the drain.
+        drop(tasks.spawn(ShardTask::new(Arc::clone(shared), parts.clone(), session).run()));
+        shards.push((parts, record));
+    }
+    info!(resuming, new = shards.len() - resuming, "checkpoints read");
+    shards
+}
+
+fn common(config: &Config) -> Common {
+    Common {
+        owner: config.proxy_id().clone(),
+        intents: config.intents(),
+        compression: match config.compression() {
+            Compression::Zstd => schemas::Compression::Zstd,
+            Compression::Zlib => schemas::Compression::Zlib,
+            Compression::None => schemas::Compression::None,
+        },
+    }
+}
+
+/// Copies the publishers' state to what `/ready`, `/health` and `/metrics` show.
+async fn observe(
+    process: Arc<crate::status::ProcessStatus>,
+    metrics: crate::metrics::Metrics,
+    publishers: Vec<Arc<Publisher>>,
+) {
+    let mut ticks = tokio::time::interval(OBSERVE_EVERY);
+    let mut hold = None;
+    loop {
+        ticks.tick().await;
+        let messages: usize = publishers
+            .iter()
+            .map(|publisher| publisher.kept_messages())
+            .sum();
+        let bytes: usize = publishers
+            .iter()
+            .map(|publisher| publisher.kept_bytes())
+            .sum();
+        metrics.window_messages.set(messages as u64);
+        metrics.window_bytes.set(bytes as u64);
+        process.set_unacknowledged(messages as u64);
+        let away = publishers
+            .iter()
+            .find(|publisher| !publisher.is_connected());
+        let reason = away.map(|publisher| {
+            let why = publisher
+                .trouble()
+                .unwrap_or_else(|| "connecting".to_owned());
+            format!("events are not being stored: {why}")
+        });
+        match (reason, &hold) {
+            (None, _) => hold = None,
+            (Some(reason), None) => hold = Some(process.hold(reason)),
+            (Some(reason), Some(hold)) => crate::status::Hold::set_reason(hold, reason),
+        }
+    }
+}

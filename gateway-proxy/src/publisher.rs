@@ -1,0 +1,176 @@
+//! One ordered publisher per process and stream: shards hand over prepared messages, one task owns
+//! the connection to NATS and writes, retries and acknowledges them in that order.
+//!
+//! Nothing else awaits a JetStream acknowledgement of an event. A message handed over is kept until
+//! JetStream has it, so the bytes kept are bounded: at the bound [`Publisher::has_room`] is false and
+//! shards stop reading their sockets.
+
+mod connection;
+mod inbox;
+mod lane;
+mod outbound;
+mod task;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::metrics::Metrics;
+
+pub(crate) use lane::Lane;
+pub(crate) use outbound::{Outbound, SessionTag};
+pub(crate) use task::run;
+
+/// What shards and the rest of the process share with the publisher's task.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    inbox: Mutex<Vec<Outbound>>,
+    // Wakes the task: the inbox is not empty.
+    filled: Notify,
+    // Wakes shards that wait for room.
+    room: Notify,
+    // Wakes whoever waits for everything to be stored.
+    drained: Notify,
+    kept_bytes: AtomicUsize,
+    kept_messages: AtomicUsize,
+    limit_bytes: usize,
+    connected: AtomicBool,
+    connected_before: AtomicBool,
+    max_payload: AtomicUsize,
+    trouble: Mutex<Option<String>>,
+    metrics: Metrics,
+}
+
+impl Publisher {
+    /// A publisher that keeps at most `limit_bytes` of messages that are not stored yet.
+    pub(crate) fn new(limit_bytes: usize, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            inbox: Mutex::new(Vec::new()),
+            filled: Notify::new(),
+            room: Notify::new(),
+            drained: Notify::new(),
+            kept_bytes: AtomicUsize::new(0),
+            kept_messages: AtomicUsize::new(0),
+            limit_bytes,
+            connected: AtomicBool::new(false),
+            connected_before: AtomicBool::new(false),
+            max_payload: AtomicUsize::new(0),
+            trouble: Mutex::new(None),
+            metrics,
+        })
+    }
+
+    /// False when shards must not read more. The bound may be exceeded by the messages of one read
+    /// per shard, so that a frame larger than the bound gets through too.
+    pub(crate) fn has_room(&self) -> bool {
+        self.kept_bytes.load(Ordering::Relaxed) < self.limit_bytes
+    }
+
+    /// Waits until [`Publisher::has_room`].
+    pub(crate) async fn room(&self) {
+        loop {
+            let woken = self.room.notified();
+            if self.has_room() {
+                return;
+            }
+            woken.await;
+        }
+    }
+
+    /// Takes a message over. It will be stored, in this order, or replaced by a gap marker if NATS
+    /// can never take it.
+    pub(crate) fn hand_over(&self, message: Outbound) {
+        self.kept_bytes
+            .fetch_add(message.kept_bytes(), Ordering::Relaxed);
+        self.kept_messages.fetch_add(1, Ordering::Relaxed);
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.push(message);
+        if inbox.len() == 1 {
+            drop(inbox);
+            self.filled.notify_one();
+        }
+    }
+
+    /// Waits until everything handed over is stored, or the time is up. True: everything is.
+    pub(crate) async fn drained(&self, patience: Duration) -> bool {
+        let wait = async {
+            loop {
+                let woken = self.drained.notified();
+                if self.kept_messages() == 0 {
+                    return;
+                }
+                woken.await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.is_ok()
+    }
+
+    /// Messages not stored yet.
+    pub(crate) fn kept_messages(&self) -> usize {
+        self.kept_messages.load(Ordering::Relaxed)
+    }
+
+    /// Their bytes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.kept_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection to NATS is up.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// What keeps the publisher from storing, in words.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The server's limit for one message in bytes; 0 before the first connection.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.max_payload.load(Ordering::Relaxed)
+    }
+
+    fn take_inbox(&self, into: &mut Vec<Outbound>) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *inbox, into);
+    }
+
+    fn stored(&self, message: &Outbound) {
+        message.acknowledge();
+        self.kept_bytes
+            .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
+        self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.events_acknowledged.add(message.slot());
+    }
+
+    fn after_acknowledgements(&self) {
+        if self.has_room() {
+            self.room.notify_waiters();
+        }
+        if self.kept_messages() == 0 {
+            self.drained.notify_waiters();
+        }
+    }
+
+    fn set_connected(&self, max_payload: usize) {
+        self.max_payload.store(max_payload, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Relaxed);
+        if self.connected_before.swap(true, Ordering::Relaxed) {
+            self.metrics.nats_reconnects.increment();
+        }
+    }
+
+    fn set_disconnected(&self, why: String) {
+        self.connected.store(false, Ordering::Relaxed);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    fn clear_trouble(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

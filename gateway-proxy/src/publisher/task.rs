@@ -1,0 +1,399 @@
+//! The task that owns the connection: takes messages over, writes them in coalesced bursts, reads the
+//! answers, starts over on trouble. What to write and what an answer means is `core::ingest`'s.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gateway_proxy_core::ingest::{ApiError, Ingest, Outcome, Reply};
+use schemas::{GapReason, Timestamp};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::connection::{self, Connection};
+use super::inbox::About;
+use super::{Outbound, Publisher};
+use crate::config::NatsSettings;
+use crate::metrics::MalformedKind;
+use crate::status::unix_ms;
+use crate::wire::{self, ServerOp};
+
+/// Bytes encoded before they are written: large enough that a flood is few system calls, small
+/// enough that answers are read in between.
+const WRITE_BURST: usize = 256 * 1024;
+/// A write buffer that grew beyond this for a large frame is given back.
+const WRITE_KEEP: usize = 2 * WRITE_BURST;
+/// Bytes of answers read at once.
+const READ_CHUNK: usize = 16 * 1024;
+/// How often the same trouble is logged while NATS is away.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Publishes until `stop`; messages not stored by then are lost to this process, and Discord replays
+/// them to whoever resumes from the acknowledged sequence.
+pub(crate) async fn run(
+    publisher: Arc<Publisher>,
+    settings: NatsSettings,
+    name: String,
+    stop: CancellationToken,
+) {
+    let mut task = Task {
+        publisher,
+        settings,
+        name,
+        ingest: Ingest::new(),
+        taken: Vec::new(),
+        next_server: 0,
+        logged: None,
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task.serve_forever() => {}
+    }
+}
+
+struct Task {
+    publisher: Arc<Publisher>,
+    settings: NatsSettings,
+    name: String,
+    ingest: Ingest<Outbound>,
+    // Swapped with the shards' inbox, so that neither allocates anew.
+    taken: Vec<Outbound>,
+    next_server: usize,
+    logged: Option<Instant>,
+}
+
+/// Why a connection ended.
+enum End {
+    Io(std::io::Error),
+    Closed,
+    Protocol(wire::WireError),
+    ServerError(String),
+    LameDuck,
+    Trouble(Outcome),
+}
+
+impl Task {
+    async fn serve_forever(&mut self) {
+        loop {
+            let reason = match self.connect().await {
+                Ok(connection) => self.serve(connection).await,
+                Err(error) => error.to_string(),
+            };
+            let delay = self.ingest.handle_disconnected();
+            self.log_trouble(&reason, delay);
+            self.publisher.set_disconnected(reason);
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Connection, connection::ConnectError> {
+        let servers = self.settings.servers();
+        let server = &servers[self.next_server % servers.len()];
+        self.next_server = self.next_server.wrapping_add(1);
+        let connection = connection::connect(&self.settings, server, &self.name).await?;
+        info!(
+            server = %server.url(),
+            version = %connection.info.version,
+            max_payload = connection.info.max_payload,
+            unacknowledged = self.ingest.len(),
+            "publisher connected"
+        );
+        Ok(connection)
+    }
+
+    /// Runs one connection to its end and says why it ended.
+    async fn serve(&mut self, connection: Connection) -> String {
+        self.publisher.set_connected(connection.info.max_payload);
+        self.ingest.handle_connected();
+        let mut link = Link::new(connection);
+        let end = loop {
+            if let Err(end) = self.turn(&mut link).await {
+                break end;
+            }
+        };
+        match end {
+            End::Io(error) => format!("connection to NATS lost: {error}"),
+            End::Closed => "NATS closed the connection".to_owned(),
+            End::Protocol(error) => error.to_string(),
+            End::ServerError(message) => format!("NATS says: {message}"),
+            End::LameDuck => "the NATS server is about to shut down".to_owned(),
+            End::Trouble(Outcome::Restart(trouble)) => {
+                self.publisher.metrics.publish_restarts.increment();
+                trouble.to_string()
+            }
+            End::Trouble(Outcome::Replace(error)) => {
+                self.replace_front(&error);
+                error.to_string()
+            }
+            End::Trouble(Outcome::Continue) => "the connection was given up".to_owned(),
+        }
+    }
+
+    /// Waits for one cause, handles it, and prepares what can be written.
+    async fn turn(&mut self, link: &mut Link) -> Result<(), End> {
+        // Before waiting, so that a wake-up between the two is not needed.
+        self.publisher.take_inbox(&mut self.taken);
+        for message in self.taken.drain(..) {
+            self.ingest.push(message);
+        }
+        self.fill(link, Instant::now());
+        let deadline = self
+            .ingest
+            .poll_timeout()
+            .map(tokio::time::Instant::from_std);
+        let deadline = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // 1: answers free the window and the buffers of others.
+            biased;
+            read = link.connection.reader.read_buf(&mut link.input) => match read {
+                Ok(0) => return Err(End::Closed),
+                Ok(_) => self.handle_input(link)?,
+                Err(error) => return Err(End::Io(error)),
+            },
+            // 2: what is prepared goes out.
+            written = link.connection.writer.write(&link.output[link.written..]), if link.unwritten() => {
+                match written {
+                    Ok(0) => return Err(End::Closed),
+                    Ok(count) => {
+                        link.wrote(count);
+                    }
+                    Err(error) => return Err(End::Io(error)),
+                }
+            }
+            // 3: more to publish; taken at the start of the next turn.
+            () = self.publisher.filled.notified() => {}
+            // 4: silence.
+            () = deadline => match self.ingest.handle_timeout(Instant::now()) {
+                Outcome::Continue => {}
+                outcome => return Err(End::Trouble(outcome)),
+            },
+        }
+        Ok(())
+    }
+
+    /// Encodes what may be written, up to one burst.
+    fn fill(&mut self, link: &mut Link, now: Instant) {
+        let max_payload = link.connection.info.max_payload;
+        while link.output.len() - link.written < WRITE_BURST {
+            let Some(size) = self.ingest.peek_unsent().map(Outbound::wire_payload_len) else {
+                return;
+            };
+            if size > max_payload {
+                self.replace_unsent(size, max_payload);
+            }
+            let Some(write) = self.ingest.next_write(now) else {
+                return;
+            };
+            let inbox = &link.connection.inbox;
+            let message = write.message;
+            wire::push_hpub(
+                &mut link.output,
+                message.subject(),
+                |out| inbox.push_reply(out, &write),
+                message.headers(),
+                message.payload(),
+            );
+        }
+    }
+
+    fn handle_input(&mut self, link: &mut Link) -> Result<(), End> {
+        let now = Instant::now();
+        let mut used = 0;
+        let mut pong = false;
+        let mut result = Ok(());
+        while result.is_ok() {
+            let parsed = match wire::parse(&link.input[used..]) {
+                Ok(Some(parsed)) => parsed,
+                Ok(None) => break,
+                Err(error) => return Err(End::Protocol(error)),
+            };
+            let (op, length) = parsed;
+            used += length;
+            match op {
+                ServerOp::Ping => pong = true,
+                ServerOp::Pong | ServerOp::Ok => {}
+                ServerOp::Info(info) => {
+                    link.connection.info.max_payload = info.max_payload;
+                    if info.ldm && self.settings.servers().len() > 1 {
+                        result = Err(End::LameDuck);
+                    }
+                }
+                ServerOp::Err(message) => result = Err(End::ServerError(message.to_owned())),
+                ServerOp::Message {
+                    subject,
+                    status,
+                    payload,
+                } => {
+                    if let Some(about) = link.connection.inbox.parse(subject) {
+                        result = self.handle_reply(about, status, payload, now);
+                    }
+                }
+            }
+        }
+        link.input.drain(..used);
+        if pong {
+            link.output.extend_from_slice(b"PONG\r\n");
+        }
+        self.publisher.after_acknowledgements();
+        result
+    }
+
+    fn handle_reply(
+        &mut self,
+        about: About,
+        status: Option<u16>,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), End> {
+        if !self.ingest.is_current(about.batch) {
+            return Ok(());
+        }
+        let reply = match status {
+            Some(503) => Ok(Reply::Refused(ApiError {
+                code: 503,
+                err_code: 0,
+                description: "no stream takes the subject of the events".to_owned(),
+            })),
+            _ => Reply::parse(payload, about.single),
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                // Ignored: if it mattered, the timeout starts over.
+                warn!(%error, "unknown answer to a publish");
+                return Ok(());
+            }
+        };
+        let publisher = &self.publisher;
+        let mut oldest = None;
+        let outcome = self
+            .ingest
+            .handle_reply(reply, now, &mut |message: Outbound| {
+                oldest.get_or_insert(message.handed_over());
+                publisher.stored(&message);
+            });
+        if let Some(handed_over) = oldest {
+            publisher
+                .metrics
+                .ack_latency
+                .record(now.saturating_duration_since(handed_over));
+            if self.logged.take().is_some() {
+                info!(unacknowledged = self.ingest.len(), "publishing goes on");
+            }
+            publisher.clear_trouble();
+        }
+        match outcome {
+            Outcome::Continue => Ok(()),
+            outcome => Err(End::Trouble(outcome)),
+        }
+    }
+
+    /// The next message does not fit the server: its place is taken by a gap marker.
+    fn replace_unsent(&mut self, size: usize, max_payload: usize) {
+        let Some(message) = self.ingest.unsent_mut() else {
+            return;
+        };
+        let Some(marker) = message.oversized_marker(Timestamp::from_unix_ms(unix_ms())) else {
+            return;
+        };
+        error!(
+            shard = %message.shard(),
+            subject = %String::from_utf8_lossy(message.subject()),
+            size,
+            max_payload,
+            "event lost: it is larger than the NATS server's max_payload; raise max_payload"
+        );
+        replace(&self.publisher, message, marker);
+    }
+
+    /// The stream refuses the oldest message for its size.
+    fn replace_front(&mut self, reason: &ApiError) {
+        let Some(message) = self.ingest.front_mut() else {
+            return;
+        };
+        let Some(marker) = message.oversized_marker(Timestamp::from_unix_ms(unix_ms())) else {
+            return;
+        };
+        error!(
+            shard = %message.shard(),
+            subject = %String::from_utf8_lossy(message.subject()),
+            size = message.wire_payload_len(),
+            %reason,
+            "event lost: the stream refuses it; raise the stream's max_msg_size"
+        );
+        replace(&self.publisher, message, marker);
+    }
+
+    fn log_trouble(&mut self, reason: &str, delay: Duration) {
+        let now = Instant::now();
+        let due = self
+            .logged
+            .is_none_or(|at| now.duration_since(at) >= LOG_EVERY);
+        if due {
+            self.logged = Some(now);
+            warn!(
+                reason,
+                ?delay,
+                unacknowledged = self.ingest.len(),
+                "publisher lost its connection"
+            );
+        } else {
+            debug!(reason, ?delay, "publisher still without a connection");
+        }
+    }
+}
+
+/// The marker takes the frame's place, in the queue and in what is counted as kept.
+fn replace(publisher: &Publisher, message: &mut Outbound, marker: Outbound) {
+    use std::sync::atomic::Ordering::Relaxed;
+    publisher.kept_bytes.fetch_add(marker.kept_bytes(), Relaxed);
+    publisher
+        .kept_bytes
+        .fetch_sub(message.kept_bytes(), Relaxed);
+    publisher
+        .metrics
+        .frames_malformed
+        .add(MalformedKind::AboveMaxPayload);
+    publisher.metrics.gaps.add(GapReason::OversizedFrame);
+    *message = marker;
+}
+
+/// Buffers of one connection.
+struct Link {
+    connection: Connection,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    // The first `written` bytes of `output` are on their way.
+    written: usize,
+}
+
+impl Link {
+    fn new(mut connection: Connection) -> Self {
+        let mut input = std::mem::take(&mut connection.leftover);
+        input.reserve(READ_CHUNK);
+        Self {
+            connection,
+            input,
+            output: Vec::new(),
+            written: 0,
+        }
+    }
+
+    const fn unwritten(&self) -> bool {
+        self.written < self.output.len()
+    }
+
+    fn wrote(&mut self, count: usize) {
+        self.written += count;
+        if self.written == self.output.len() {
+            self.written = 0;
+            self.output.clear();
+            self.output.shrink_to(WRITE_KEEP);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Writes each shard's record into the fleet bucket: on change, and every few seconds while the
+//! sequence moves. Never per event.
+
+use std::time::Duration;
+
+use async_nats::jetstream::kv;
+use schemas::{Compression, FleetKey, Intents, ProxyId, ShardRecord, ShardState};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::warn;
+
+use crate::shard::ShardParts;
+use crate::status::unix_ms;
+use crate::transport::API_VERSION;
+
+/// How often shards are looked at for a change of state or session.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often a record is written while only its sequence and its measures move.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
+/// How long one write may take; the next look tries again.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What stands in every record of this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    pub(crate) owner: ProxyId,
+    pub(crate) intents: Intents,
+    pub(crate) compression: Compression,
+}
+
+/// The records of this process' shards.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    bucket: kv::Store,
+    common: Common,
+    shards: Vec<Shard>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    parts: ShardParts,
+    written: Option<ShardRecord>,
+    written_at: Instant,
+}
+
+impl Recorder {
+    /// `earlier` holds what the bucket says now, so that guild counts survive a RESUME.
+    pub(crate) fn new(
+        bucket: kv::Store,
+        common: Common,
+        shards: Vec<(ShardParts, Option<ShardRecord>)>,
+    ) -> Self {
+        let now = Instant::now();
+        let shards = shards
+            .into_iter()
+            .map(|(parts, written)| Shard {
+                parts,
+                written,
+                written_at: now,
+            })
+            .collect();
+        Self {
+            bucket,
+            common,
+            shards,
+        }
+    }
+
+    /// Writes until dropped.
+    pub(crate) async fn run(&mut self) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.write_due().await;
+        }
+    }
+
+    /// Writes every record that differs from what stands in the bucket: before shards are let go.
+    pub(crate) async fn write_all(&mut self, released: bool) {
+        for index in 0..self.shards.len() {
+            let mut record = self.record(index);
+            if released {
+                record.owner = None;
+                record.state = ShardState::Disconnected;
+            }
+            if self.shards[index].written.as_ref() != Some(&record) {
+                self.write(index, record).await;
+            }
+        }
+    }
+
+    async fn write_due(&mut self) {
+        for index in 0..self.shards.len() {
+            let record = self.record(index);
+            let shard = &self.shards[index];
+            let due = match &shard.written {
+                None => true,
+                Some(written) => {
+                    let changed = written.state != record.state
+                        || written.owner != record.owner
+                        || written.session_id != record.session_id;
+                    changed || (*written != record && shard.written_at.elapsed() >= WRITE_EVERY)
+                }
+            };
+            if due {
+                self.write(index, record).await;
+            }
+        }
+    }
+
+    fn record(&self, index: usize) -> ShardRecord {
+        let shard = &self.shards[index];
+        let status = &shard.parts.status;
+        let (generation, acked) = shard.parts.lane.checkpoint();
+        // A session none of whose events is stored yet has no checkpoint; the one before is still
+        // what the stream ends with.
+        let known = shard
+            .parts
+            .session
+            .get()
+            .filter(|(known, _)| *known == generation && acked > 0)
+            .map(|(_, known)| known);
+        let earlier = shard.written.as_ref();
+        let mut record = ShardRecord::new(status.shard());
+        record.owner = Some(self.common.owner.clone());
+        record.state = status.state();
+        match known {
+            Some(known) => {
+                record.session_id = Some(known.session_id);
+                record.resume_gateway_url = known.resume_url;
+                record.sequence = Some(acked);
+                record.sequence_at_unix_ms = Some(self.alive_at(index, &record, acked));
+                record.intents = Some(self.common.intents);
+                record.api_version = Some(API_VERSION);
+                record.compression = Some(self.common.compression);
+            }
+            None => {
+                if let Some(earlier) = earlier {
+                    record.session_id = earlier.session_id.clone();
+                    record.resume_gateway_url = earlier.resume_gateway_url.clone();
+                    record.sequence = earlier.sequence;
+                    record.sequence_at_unix_ms = earlier.sequence_at_unix_ms;
+                    record.intents = earlier.intents;
+                    record.api_version = earlier.api_version;
+                    record.compression = earlier.compression;
+                }
+            }
+        }
+        record.guilds = status
+            .guilds()
+            .or_else(|| earlier.and_then(|earlier| earlier.guilds));
+        record.latency_ms = status.latency().map(|latency| latency.as_secs_f64() * 1e3);
+        record.events_per_second = (status.events_per_second() * 10.0).round() / 10.0;
+        record.changed_at_unix_ms = status.changed_unix_ms();
+        record
+    }
+
+    /// While the shard is ready its session is alive now; otherwise it was when last written.
+    fn alive_at(&self, index: usize, record: &ShardRecord, acked: u64) -> u64 {
+        let shard = &self.shards[index];
+        let same = shard.written.as_ref().filter(|written| {
+            written.session_id == record.session_id && written.sequence == Some(acked)
+        });
+        let fresh = record.state.is_ready() && shard.written_at.elapsed() >= WRITE_EVERY;
+        match same.and_then(|written| written.sequence_at_unix_ms) {
+            Some(at) if !fresh => at,
+            _ => unix_ms(),
+        }
+    }
+
+    async fn write(&mut self, index: usize, record: ShardRecord) {
+        let key = FleetKey::Shard(record.shard).to_string();
+        let value = serde_json::to_vec(&record).expect("records hold only strings and numbers");
+        let write = self.bucket.put(&key, value.into());
+        let shard = &mut self.shards[index];
+        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+            Ok(Ok(_)) => {
+                shard.written = Some(record);
+                shard.written_at = Instant::now();
+            }
+            Ok(Err(error)) => warn!(key, %error, "a shard's record was not written"),
+            Err(_) => warn!(
+                key,
+                "a shard's record was not written: NATS does not answer"
+            ),
+        }
+    }
+}

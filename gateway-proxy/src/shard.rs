@@ -1,0 +1,527 @@
+//! One task per shard: drives the session machine of `core::session` against a socket, the identify
+//! queue and the publisher. Waits for one cause, names it, decides, acts.
+//!
+//! It must not decide what a frame, a close or a deadline means, and it awaits no acknowledgement.
+
+mod intake;
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use gateway_proxy_core::close::FatalClose;
+use gateway_proxy_core::identify::Priority;
+use gateway_proxy_core::outgoing::{self, IdentifyOptions};
+use gateway_proxy_core::session::{
+    Action, CloseReason, EndReason, Endpoint, Phase, Resumable, Session,
+};
+use schemas::{ProxyEvent, ProxyShard, ShardId, ShardState, Timestamp};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::compression::Inflater;
+use crate::config::{Compression, EventFilter};
+use crate::exit::Fatal;
+use crate::identify::IdentifyQueue;
+use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
+use crate::publisher::{Lane, Outbound, Publisher};
+use crate::shutdown::{Phase as Stage, Shutdown};
+use crate::status::{ShardStatus, unix_ms};
+use crate::transport::{DialError, Dialer, Received, Socket};
+use intake::Intake;
+
+/// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
+/// few enough that heartbeats of others are never late.
+const READ_BURST: usize = 64;
+/// How long the publish buffer may stay full before the connection is let go: Discord closes clients
+/// that do not read, and its replay buffer keeps filling either way.
+const OVERLOADED_AFTER: Duration = Duration::from_secs(20);
+
+/// What all shards of a process share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) dialer: Dialer,
+    /// From `/gateway/bot`.
+    pub(crate) gateway_url: String,
+    pub(crate) token: SecretString,
+    pub(crate) identify: IdentifyOptions,
+    pub(crate) compression: Compression,
+    pub(crate) filter: EventFilter,
+    pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) proxy: schemas::ProxyId,
+    /// Where a shard that nothing but another configuration helps says so.
+    pub(crate) fatal: mpsc::Sender<Fatal>,
+}
+
+/// What another process needs to carry the shard on; read by the recorder.
+#[derive(Debug)]
+pub(crate) struct SessionCell(Mutex<Option<(u16, Resumable)>>);
+
+impl SessionCell {
+    pub(crate) const fn new(session: Option<(u16, Resumable)>) -> Self {
+        Self(Mutex::new(session))
+    }
+
+    pub(crate) fn get(&self) -> Option<(u16, Resumable)> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, session: Option<(u16, Resumable)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+}
+
+/// A shard's parts that others look at.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardParts {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) status: Arc<ShardStatus>,
+    pub(crate) session: Arc<SessionCell>,
+    pub(crate) publisher: Arc<Publisher>,
+}
+
+/// The connection, as far as it is.
+enum Link {
+    Down,
+    Dialing(Pin<Box<dyn Future<Output = Result<Socket, DialError>> + Send>>),
+    Up(Box<(Socket, Inflater)>),
+}
+
+/// What can happen.
+enum Wake {
+    Dialed(Result<Socket, DialError>),
+    Received(Received),
+    Granted,
+    Deadline,
+    /// The publish buffer has room again.
+    Room,
+    /// The publish buffer stayed full.
+    Overloaded,
+    Stage,
+}
+
+/// Drives one shard until the process releases it or Discord refuses it for good.
+pub(crate) struct ShardTask {
+    shared: Arc<Shared>,
+    parts: ShardParts,
+    session: Session,
+    intake: Intake,
+    grant: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    stage: Stage,
+    full_since: Option<Instant>,
+    // What ended the last connection, for the counter and the state change.
+    ended_by: String,
+    connected_before: bool,
+    had_session: bool,
+}
+
+impl ShardTask {
+    pub(crate) fn new(shared: Arc<Shared>, parts: ShardParts, session: Session) -> Self {
+        let intake = Intake::new(Arc::clone(&shared), parts.clone());
+        let had_session = session.id().is_some();
+        Self {
+            shared,
+            parts,
+            session,
+            intake,
+            grant: None,
+            stage: Stage::Running,
+            full_since: None,
+            ended_by: "start".to_owned(),
+            connected_before: false,
+            had_session,
+        }
+    }
+
+    /// Runs to the end.
+    pub(crate) async fn run(mut self) {
+        let mut link = Link::Down;
+        loop {
+            if self.perform(&mut link).await.is_break() {
+                return;
+            }
+            self.publish_state();
+            let wake = self.wait(&mut link).await;
+            self.handle(wake, &mut link);
+        }
+    }
+
+    const fn shard(&self) -> ShardId {
+        self.session.shard()
+    }
+
+    async fn wait(&mut self, link: &mut Link) -> Wake {
+        let reading = self.update_reading();
+        let deadline = self.session.poll_timeout();
+        let deadline = until(deadline);
+        let overloaded = until(self.full_since.map(|since| since + OVERLOADED_AFTER));
+        let next_stage = match self.stage {
+            Stage::Running => Stage::Draining,
+            Stage::Draining | Stage::Releasing | Stage::Stopped => Stage::Releasing,
+        };
+        let shutdown = self.shared.shutdown.clone();
+        let publisher = Arc::clone(&self.parts.publisher);
+        let full = self.full_since.is_some();
+        let grant = async {
+            match &mut self.grant {
+                Some(grant) => grant.await,
+                None => std::future::pending().await,
+            }
+        };
+        let connection = async {
+            match link {
+                Link::Dialing(dial) => Wake::Dialed(dial.await),
+                Link::Up(up) if reading => Wake::Received(up.0.receive().await),
+                Link::Up(_) | Link::Down => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // 1: heartbeats and time-outs: late ones cost the connection.
+            biased;
+            () = deadline => Wake::Deadline,
+            // 2: the end of the process.
+            () = shutdown.reached(next_stage) => Wake::Stage,
+            // 3: the right to identify: its window passes.
+            () = grant => Wake::Granted,
+            // 4: frames and the dial.
+            wake = connection => wake,
+            // 5: back-pressure.
+            () = publisher.room(), if full => Wake::Room,
+            () = overloaded => Wake::Overloaded,
+        }
+    }
+
+    /// Whether the socket is read now; tells the session when that changes.
+    fn update_reading(&mut self) -> bool {
+        let room = self.parts.publisher.has_room();
+        let now = Instant::now();
+        match (room, self.full_since) {
+            (false, None) => {
+                self.full_since = Some(now);
+                self.shared.metrics.window_full.increment();
+                self.session.handle_reading(false, now);
+                debug!(shard = %self.shard(), "publish buffer full: the socket is not read");
+            }
+            (true, Some(_)) => {
+                self.full_since = None;
+                self.session
+                    .handle_reading(self.stage == Stage::Running, now);
+            }
+            (true, None) | (false, Some(_)) => {}
+        }
+        room && self.stage == Stage::Running
+    }
+
+    fn handle(&mut self, wake: Wake, link: &mut Link) {
+        let now = Instant::now();
+        let (generation, acked) = self.parts.lane.checkpoint();
+        self.session.handle_acked(generation, acked);
+        match wake {
+            Wake::Dialed(Ok(socket)) => {
+                debug!(shard = %self.shard(), "connected");
+                self.connected(socket, link, now);
+            }
+            Wake::Dialed(Err(error)) => {
+                *link = Link::Down;
+                warn!(shard = %self.shard(), %error, "cannot connect to the gateway");
+                self.note_end(ReconnectReason::ConnectFailed, error.to_string());
+                self.session.handle_connect_failed(fastrand::f64(), now);
+            }
+            Wake::Received(received) => self.take_in(received, link, now),
+            Wake::Granted => {
+                self.grant = None;
+                if !self.session.handle_identify_granted(now) {
+                    self.shared.identifies.give_back();
+                }
+            }
+            Wake::Deadline => self.session.handle_timeout(fastrand::f64(), now),
+            Wake::Room => {}
+            Wake::Overloaded => {
+                self.full_since = Some(now);
+                self.session.pause(Duration::ZERO, now);
+            }
+            Wake::Stage => self.handle_stage(now),
+        }
+    }
+
+    fn connected(&mut self, socket: Socket, link: &mut Link, now: Instant) {
+        let inflater = match self.shared.compression {
+            Compression::Zstd => Inflater::zstd(),
+            Compression::Zlib => Ok(Inflater::zlib()),
+            Compression::None => Ok(Inflater::none()),
+        };
+        match inflater {
+            Ok(inflater) => {
+                *link = Link::Up(Box::new((socket, inflater)));
+                self.session.handle_connected(now);
+            }
+            Err(error) => {
+                warn!(shard = %self.shard(), %error, "cannot decompress");
+                *link = Link::Down;
+                self.session.handle_connect_failed(fastrand::f64(), now);
+            }
+        }
+    }
+
+    fn handle_stage(&mut self, now: Instant) {
+        self.stage = self.shared.shutdown.phase();
+        if self.stage >= Stage::Releasing {
+            self.session.stop();
+        } else {
+            // Events stay in the socket, and Discord's replay buffer, for whoever comes next.
+            self.session.handle_reading(false, now);
+        }
+    }
+
+    /// Takes what is there, up to a burst.
+    fn take_in(&mut self, first: Received, link: &mut Link, now: Instant) {
+        let mut next = Some(first);
+        for _ in 0..READ_BURST {
+            let Link::Up(up) = link else { return };
+            let (socket, inflater) = &mut **up;
+            let received = match next.take() {
+                Some(received) => received,
+                None if !self.parts.publisher.has_room() => return,
+                None => match socket.receive().now_or_never() {
+                    Some(received) => received,
+                    None => return,
+                },
+            };
+            match received {
+                Received::Text(text) => {
+                    self.intake
+                        .take(text.as_bytes(), None, &mut self.session, now);
+                }
+                Received::Binary(bytes) => {
+                    self.intake
+                        .take(&bytes, Some(inflater), &mut self.session, now);
+                }
+                Received::Closed { code, reason } => {
+                    self.closed(code, &reason, now);
+                    *link = Link::Down;
+                    return;
+                }
+            }
+            if self.session.has_actions() {
+                // A heartbeat that is asked for, or the end of this connection.
+                return;
+            }
+        }
+    }
+
+    fn closed(&mut self, code: Option<u16>, reason: &str, now: Instant) {
+        self.shared.metrics.closes.add(CloseCode::of(code));
+        info!(shard = %self.shard(), code, reason, "the gateway closed the connection");
+        let (label, text) = match code {
+            Some(code) => (ReconnectReason::ServerClosed, format!("closed with {code}")),
+            None => (ReconnectReason::ConnectionLost, reason.to_owned()),
+        };
+        self.note_end(label, text);
+        self.session.handle_closed(code, fastrand::f64(), now);
+    }
+
+    fn note_end(&mut self, reason: ReconnectReason, text: String) {
+        self.shared.metrics.reconnects.add(reason);
+        self.ended_by = text;
+    }
+
+    /// Does what the session decided. `Break`: the shard is done.
+    async fn perform(&mut self, link: &mut Link) -> std::ops::ControlFlow<()> {
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::Connect(endpoint) => self.connect(&endpoint, link),
+                Action::RequestIdentify => self.request_grant(),
+                Action::CancelIdentify => self.grant = None,
+                Action::Heartbeat { seq } => {
+                    self.shared.metrics.heartbeats.add(Heartbeat::Sent);
+                    self.send(outgoing::heartbeat(seq), link).await;
+                }
+                Action::Identify => self.identify(link).await,
+                Action::Resume { session_id, seq } => {
+                    info!(shard = %self.shard(), session_id, seq, "resuming");
+                    let token = self.shared.token.expose_secret();
+                    self.send(outgoing::resume(token, &session_id, seq), link)
+                        .await;
+                }
+                Action::Close { code, reason } => self.close(code, reason, link).await,
+                Action::Fatal(fatal) => {
+                    self.refused(fatal).await;
+                    return std::ops::ControlFlow::Break(());
+                }
+            }
+        }
+        if self.session.phase() == Phase::Stopped {
+            self.publish_state();
+            return std::ops::ControlFlow::Break(());
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn connect(&mut self, endpoint: &Endpoint, link: &mut Link) {
+        let url = match endpoint {
+            Endpoint::Gateway => self.shared.gateway_url.clone(),
+            Endpoint::Resume(url) => url.clone(),
+        };
+        if self.connected_before {
+            self.parts.status.count_reconnect();
+        }
+        self.connected_before = true;
+        debug!(shard = %self.shard(), url, "connecting");
+        let shared = Arc::clone(&self.shared);
+        let publisher = Arc::clone(&self.parts.publisher);
+        *link = Link::Dialing(Box::pin(async move {
+            // Without room nothing could be read, and Discord keeps the events meanwhile.
+            publisher.room().await;
+            shared.dialer.dial(&url).await
+        }));
+    }
+
+    fn request_grant(&mut self) {
+        let priority = if self.had_session {
+            Priority::Lost
+        } else {
+            Priority::New
+        };
+        let queue = Arc::clone(&self.shared.identifies);
+        let shard = self.shard();
+        self.grant = Some(Box::pin(async move { queue.grant(shard, priority).await }));
+    }
+
+    async fn identify(&mut self, link: &mut Link) {
+        info!(shard = %self.shard(), "identifying");
+        self.shared.metrics.identifies.increment();
+        self.parts.status.count_identify();
+        self.had_session = true;
+        let token = self.shared.token.expose_secret();
+        match outgoing::identify(token, self.shard(), &self.shared.identify) {
+            Ok(payload) => self.send(payload, link).await,
+            // Checked at start; a presence cannot grow meanwhile.
+            Err(error) => warn!(shard = %self.shard(), %error, "IDENTIFY was not sent"),
+        }
+    }
+
+    async fn send(&mut self, payload: String, link: &mut Link) {
+        let Link::Up(up) = link else { return };
+        if let Err(reason) = up.0.send(payload).await {
+            *link = Link::Down;
+            self.closed(None, &reason, Instant::now());
+        }
+    }
+
+    async fn close(&mut self, code: u16, reason: CloseReason, link: &mut Link) {
+        info!(shard = %self.shard(), code, reason = reason.as_str(), "closing the connection");
+        self.note_end(reason.into(), reason.as_str().to_owned());
+        if let Link::Up(up) = std::mem::replace(link, Link::Down) {
+            up.0.close(code).await;
+        }
+    }
+
+    async fn refused(&mut self, fatal: FatalClose) {
+        self.parts.status.set_reason(fatal.to_string());
+        self.ended_by = fatal.to_string();
+        self.publish_state();
+        let text = Fatal::gateway_close(self.shard(), fatal);
+        // The receiver is gone only when the process ends anyway.
+        drop(self.shared.fatal.send(text).await);
+    }
+
+    /// Shows the session's state, and stores a marker when the shard comes up or goes down.
+    fn publish_state(&mut self) {
+        let state = state_of(self.session.phase());
+        let status = &self.parts.status;
+        if let Some(latency) = self.session.latency() {
+            status.set_latency(latency);
+        }
+        if let Some(resumable) = self.session.resumable() {
+            status.set_acked_seq(resumable.seq);
+        }
+        let previous = status.state();
+        if previous == state {
+            return;
+        }
+        self.parts.session.set(
+            self.session
+                .resumable()
+                .map(|known| (self.session.generation(), known)),
+        );
+        debug!(shard = %self.shard(), %previous, %state, "shard state");
+        if state.is_ready() {
+            info!(shard = %self.shard(), session_id = self.session.id(), "shard is ready");
+        }
+        status.set_reason(self.ended_by.clone());
+        status.set_state(state);
+        let told = |state: ShardState| {
+            matches!(
+                state,
+                ShardState::Ready | ShardState::Disconnected | ShardState::Failed
+            )
+        };
+        if told(state) && !(previous == ShardState::Connecting && state == ShardState::Disconnected)
+        {
+            self.store_state_change(state, previous);
+        }
+    }
+
+    fn store_state_change(&self, state: ShardState, previous: ShardState) {
+        let at = Timestamp::from_unix_ms(unix_ms());
+        let event = ProxyEvent::Shard(ProxyShard {
+            shard: self.shard(),
+            state,
+            previous,
+            reason: if state.is_ready() {
+                String::new()
+            } else {
+                self.ended_by.clone()
+            },
+            proxy: Some(self.shared.proxy.clone()),
+            at,
+        });
+        let seq = self.session.last_seq().unwrap_or(0);
+        let checkpoint = self.session.id().map(|id| (id, seq));
+        let unique = format!("{}-{:x}", at.unix_ms(), fastrand::u32(..));
+        let marker = Outbound::synthetic(
+            &self.parts.lane,
+            checkpoint,
+            &unique,
+            &event,
+            Instant::now(),
+        );
+        self.parts.publisher.hand_over(marker);
+    }
+}
+
+const fn state_of(phase: Phase) -> ShardState {
+    match phase {
+        Phase::Waiting | Phase::Stopped => ShardState::Disconnected,
+        Phase::Connecting | Phase::AwaitingHello => ShardState::Connecting,
+        Phase::AwaitingGrant => ShardState::Queued,
+        Phase::Identifying => ShardState::Identifying,
+        Phase::Resuming => ShardState::Resuming,
+        Phase::Ready => ShardState::Ready,
+        Phase::Fatal => ShardState::Failed,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The reason of a gap marker.
+pub(crate) const fn gap_reason(reason: EndReason) -> schemas::GapReason {
+    match reason {
+        EndReason::InvalidSession => schemas::GapReason::InvalidSession,
+        EndReason::ReplayExceeded => schemas::GapReason::ReplayExceeded,
+        EndReason::SessionExpired => schemas::GapReason::SessionExpired,
+        EndReason::Forced => schemas::GapReason::Forced,
+    }
+}
