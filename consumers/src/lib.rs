@@ -37,6 +37,7 @@ mod router;
 mod shards;
 mod status;
 mod telemetry;
+mod throttle;
 mod worker;
 
 pub use cli::{main_with, run_worker};

@@ -11,6 +11,8 @@ use futures_util::StreamExt as _;
 use schemas::{FleetKey, GuildId, Prefix, ShardId, ShardRecord};
 use tokio::time::{sleep, timeout};
 
+use crate::nats::Link;
+
 /// Pause before the bucket is looked for again: it appears when the first proxy starts, and until
 /// then answers merely say "unknown".
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
@@ -62,14 +64,21 @@ impl Shards {
     }
 
     /// Follows the bucket until dropped.
-    pub(crate) async fn follow(self, jetstream: JetStream, prefix: Prefix) {
-        loop {
-            match timeout(OPEN_TIMEOUT, jetstream.get_key_value(prefix.fleet_bucket())).await {
-                Ok(Ok(bucket)) => self.watch(&bucket).await,
-                Ok(Err(error)) => tracing::debug!(%error, "no fleet bucket, shards are unknown"),
-                Err(_) => tracing::debug!("NATS does not answer, shards may be out of date"),
+    pub(crate) async fn follow(self, link: Link, prefix: Prefix) {
+        while let Some(connection) = link.connected().await {
+            tokio::select! {
+                () = self.watch_bucket(&link.jetstream, &prefix) => sleep(RETRY_PAUSE).await,
+                // A watch would notice only after a while that the server has forgotten it.
+                () = link.replaced(connection) => {}
             }
-            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn watch_bucket(&self, jetstream: &JetStream, prefix: &Prefix) {
+        match timeout(OPEN_TIMEOUT, jetstream.get_key_value(prefix.fleet_bucket())).await {
+            Ok(Ok(bucket)) => self.watch(&bucket).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no fleet bucket, shards are unknown"),
+            Err(_) => tracing::debug!("NATS does not answer, shards may be out of date"),
         }
     }
 

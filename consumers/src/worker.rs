@@ -4,6 +4,7 @@
 
 mod delivery;
 mod outcome;
+mod pool;
 mod pull;
 mod shared;
 
@@ -13,12 +14,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use outcome::Outcome;
-use pull::Puller;
-use shared::Shared;
+use pool::Pool;
+use shared::{Shared, Warnings};
 
 use crate::admin::{self, Admin};
 use crate::commands::register;
@@ -67,6 +68,9 @@ impl Worker {
         let (status, metrics) = (Arc::new(Status::new()), Arc::new(Metrics::new()));
         let (listener, http_address) = admin::bind(config.http).await?;
         tracing::info!(worker = %worker.id, http = %http_address, "starting");
+        if config.api.exposes_token() {
+            tracing::warn!(api_url = %config.api, "the bot's token goes unencrypted to --api-url");
+        }
         let closed = CancellationToken::new();
         let endpoints = Admin::new(&worker, &status, &metrics);
         let admin = spawn(admin::serve(listener, endpoints, closed.clone()));
@@ -83,12 +87,8 @@ impl Worker {
         let opened = open_all(&config, &link, deadline).await?;
 
         let shards = Shards::default();
-        let following = spawn(
-            shards
-                .clone()
-                .follow(link.jetstream.clone(), config.prefix.clone()),
-        );
         let prefix = config.prefix.clone();
+        let following = spawn(shards.clone().follow(link.clone(), prefix.clone()));
         let shared = Arc::new(Shared {
             router,
             rest,
@@ -98,33 +98,16 @@ impl Worker {
             worker,
             prefix,
             link,
+            warnings: Warnings::default(),
         });
-        let (deliveries, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let abandoned = CancellationToken::new();
-        // The streams share the slots evenly: a quiet one must not hold those of a busy one.
-        let slots = config.concurrency.div_ceil(opened.len());
-        let pullers = opened.into_iter().map(|(durable, consumer)| {
-            let puller = Puller {
-                shared: Arc::clone(&shared),
-                durable,
-                slots,
-                deliveries: deliveries.clone(),
-                stopping: stopping.clone(),
-                abandoned: abandoned.clone(),
-            };
-            spawn(puller.run(consumer))
-        });
-        let pullers = pullers.collect();
+        let pool = Pool::start(&shared, opened, config.concurrency);
         shared.status.advance(Phase::Running);
         tracing::info!(took = ?started.elapsed(), "answering interactions");
         Ok(Running {
             http_address,
             shared,
             grace_period: config.grace_period,
-            deliveries,
-            stopping,
-            abandoned: abandoned.drop_guard(),
-            pullers,
+            pool,
             closed,
             admin,
             background: [watching, following],
@@ -152,11 +135,7 @@ pub struct Running {
     http_address: SocketAddr,
     shared: Arc<Shared>,
     grace_period: Duration,
-    deliveries: TaskTracker,
-    stopping: CancellationToken,
-    /// Ends the deliveries in flight when the worker is dropped.
-    abandoned: DropGuard,
-    pullers: Vec<AbortOnDropHandle<()>>,
+    pool: Pool,
     closed: CancellationToken,
     admin: AbortOnDropHandle<()>,
     background: [AbortOnDropHandle<()>; 2],
@@ -179,23 +158,7 @@ impl Running {
     pub async fn stop(self) {
         let limit = Instant::now() + self.grace_period;
         self.shared.status.advance(Phase::Stopping);
-        self.stopping.cancel();
-        for puller in self.pullers {
-            if timeout_at(limit, puller).await.is_err() {
-                tracing::warn!("a puller outlived the grace period");
-            }
-        }
-        self.deliveries.close();
-        let in_flight = self.deliveries.len();
-        tracing::info!(in_flight, "stopped pulling, finishing what is in flight");
-        if timeout_at(limit, self.deliveries.wait()).await.is_err() {
-            let left = self.deliveries.len();
-            tracing::warn!(
-                left,
-                "interactions outlived the grace period, other workers get them"
-            );
-        }
-        drop(self.abandoned);
+        self.pool.stop(limit).await;
         match timeout(FLUSH_TIMEOUT, self.shared.link.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last acknowledgements may be lost"),

@@ -26,6 +26,16 @@ impl ApiBase {
         &self.host
     }
 
+    /// Whether the token would travel a network unencrypted.
+    pub(crate) fn exposes_token(&self) -> bool {
+        let here = ["127.0.0.1", "[::1]", "localhost"];
+        let is_here = |host: &str| {
+            let rest = self.host.strip_prefix(host);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+        };
+        self.plain_http && !here.into_iter().any(is_here)
+    }
+
     /// Whether the address is `http://` instead of `https://`.
     pub(crate) const fn plain_http(&self) -> bool {
         self.plain_http
@@ -106,6 +116,17 @@ mod tests {
             "rest.internal/discord",
             false,
         );
+    }
+
+    #[test]
+    fn plain_http_to_another_machine_exposes_the_token() {
+        let exposes = |text: &str| text.parse::<ApiBase>().unwrap().exposes_token();
+        assert!(exposes("http://rest.internal/api/v10"));
+        assert!(exposes("http://localhost.example/api/v10"));
+        assert!(!exposes("https://rest.internal/api/v10"));
+        for here in ["127.0.0.1:80", "[::1]:1", "localhost", "localhost/x"] {
+            assert!(!exposes(&format!("http://{here}/api/v10")), "{here}");
+        }
     }
 
     #[test]

@@ -69,8 +69,10 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
     let event = match InteractionEvent::decode(message.payload.clone()) {
         Ok(event) => event,
         Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "an interaction cannot be read, it is given up");
+            if let Some(more) = shared.warnings.undecodable.admit(Instant::now().into_std()) {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, cause, more, "an interaction cannot be read, it is given up");
+            }
             return Outcome::Undecodable;
         }
     };
@@ -79,18 +81,17 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
     let left = match freshness(id, now_ms) {
         Freshness::Fresh { left } => left,
         Freshness::Stale { age } => {
-            // When the stream has it for a short time only, a proxy was late or a clock is wrong.
-            let stored = message
-                .info()
-                .map(|info| info.published.unix_timestamp())
-                .ok();
-            let stored_s = stored.map(|at| unix_ms() as i64 / 1000 - at);
-            tracing::warn!(
-                id,
-                ?age,
-                stored_s,
-                "an interaction came too late, it is not answered"
-            );
+            if let Some(more) = shared.warnings.stale.admit(Instant::now().into_std()) {
+                // In the stream for a short time only: a proxy was late or a clock is wrong.
+                let stored_s = stored_seconds(message, now_ms);
+                tracing::warn!(
+                    id,
+                    ?age,
+                    stored_s,
+                    more,
+                    "an interaction came too late to answer"
+                );
+            }
             return Outcome::Stale;
         }
     };
@@ -134,6 +135,12 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
         return Outcome::Failed;
     }
     judge(posted, id, deliveries, deadline)
+}
+
+/// How long the stream has had a message, by its clock and ours.
+fn stored_seconds(message: &Message, now_ms: u64) -> Option<i64> {
+    let stored_s = message.info().ok()?.published.unix_timestamp();
+    i64::try_from(now_ms / 1000).ok()?.checked_sub(stored_s)
 }
 
 fn judge(

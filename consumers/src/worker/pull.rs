@@ -18,9 +18,12 @@ use super::shared::Shared;
 use crate::durable::{Durable, OpenError, Opened};
 use crate::interaction::RESPONSE_WINDOW;
 
-/// How long one pull request waits at the server. A request that got lost without a trace (a
-/// stream leader that changed) costs at most this long.
-const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// How long one pull request waits at the server. async-nats' batches miss messages that follow an
+/// idle heartbeat, so a request that got lost without a trace (a stream leader that changed) is
+/// noticed by its expiry: short, since an idle worker's requests are cheap.
+const PULL_EXPIRES: Duration = Duration::from_secs(2);
+/// Time after the expiry within which the server says that it is over.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(500);
 /// Longest wait for a pull request to leave this process.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after the consumer could not be opened; doubled up to [`REOPEN_PAUSE_MAX`].
@@ -91,6 +94,8 @@ impl Puller {
             Ok(Err(error)) => return self.failed(&error.to_string()),
             Err(_) => return self.failed("the request could not be sent"),
         };
+        let overdue = sleep(PULL_EXPIRES + EXPIRY_MARGIN);
+        tokio::pin!(overdue);
         loop {
             let next = tokio::select! {
                 biased;
@@ -99,13 +104,9 @@ impl Puller {
                     return End::Stopping;
                 }
                 next = batch.next() => next,
-                // The server has forgotten the request; what it had sent is in the batch.
-                () = self.shared.link.replaced(connection) => {
-                    while let Some(Some(Ok(message))) = batch.next().now_or_never() {
-                        self.start(message, &mut free);
-                    }
-                    return End::Again;
-                }
+                // The server has forgotten the request; what it had sent came before this.
+                () = self.shared.link.replaced(connection) => return End::Again,
+                () = &mut overdue => return End::Again,
             };
             match next {
                 Some(Ok(message)) => self.start(message, &mut free),
@@ -146,10 +147,15 @@ impl Puller {
             // What arrived while there was no consumer can still be answered.
             let start_time = time::OffsetDateTime::now_utc() - RESPONSE_WINDOW;
             let start = DeliverPolicy::ByStartTime { start_time };
+            let open = async {
+                // Not while NATS is away: the request would only wait for its timeout.
+                self.shared.link.connected().await;
+                self.durable.open(&self.shared.link.jetstream, start).await
+            };
             let opened = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => return None,
-                opened = self.durable.open(&self.shared.link.jetstream, start) => opened,
+                opened = open => opened,
             };
             match opened {
                 Ok((consumer, how)) => {

@@ -11,6 +11,7 @@ use crate::rest::Rest;
 use crate::router::Router;
 use crate::shards::Shards;
 use crate::status::Status;
+use crate::throttle::Throttle;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -22,4 +23,12 @@ pub(crate) struct Shared {
     pub(crate) worker: WorkerInfo,
     pub(crate) prefix: Prefix,
     pub(crate) link: Link,
+    pub(crate) warnings: Warnings,
+}
+
+/// Warnings that a backlog or a foreign publisher can repeat without end.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings {
+    pub(crate) stale: Throttle,
+    pub(crate) undecodable: Throttle,
 }

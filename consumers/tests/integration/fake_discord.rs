@@ -145,30 +145,25 @@ fn problem(status: StatusCode, code: u64, message: &str) -> Response {
     (status, Json(json!({"code": code, "message": message}))).into_response()
 }
 
-fn authorized(shared: &Shared, headers: &HeaderMap) -> Result<(), Response> {
+/// What a request without the right token gets.
+fn refusal(shared: &Shared, headers: &HeaderMap) -> Option<Response> {
     let refused = shared.0.lock().unwrap().refuse_token;
     let expected = format!("Bot {TOKEN}");
     let given = headers
         .get("authorization")
         .and_then(|value| value.to_str().ok());
-    if refused || given != Some(&expected) {
-        return Err(problem(StatusCode::UNAUTHORIZED, 0, "401: Unauthorized"));
-    }
-    Ok(())
+    (refused || given != Some(&expected))
+        .then(|| problem(StatusCode::UNAUTHORIZED, 0, "401: Unauthorized"))
 }
 
 async fn application(State(shared): State<Shared>, headers: HeaderMap) -> Response {
-    match authorized(&shared, &headers) {
-        Ok(()) => Json(json!({"id": APPLICATION_ID, "name": "test"})).into_response(),
-        Err(refusal) => refusal,
-    }
+    refusal(&shared, &headers)
+        .unwrap_or_else(|| Json(json!({"id": APPLICATION_ID, "name": "test"})).into_response())
 }
 
 async fn list_commands(State(shared): State<Shared>, headers: HeaderMap) -> Response {
-    match authorized(&shared, &headers) {
-        Ok(()) => Json(shared.0.lock().unwrap().commands.clone()).into_response(),
-        Err(refusal) => refusal,
-    }
+    refusal(&shared, &headers)
+        .unwrap_or_else(|| Json(shared.0.lock().unwrap().commands.clone()).into_response())
 }
 
 async fn write_command(
@@ -176,7 +171,7 @@ async fn write_command(
     headers: HeaderMap,
     Json(mut command): Json<Value>,
 ) -> Response {
-    if let Err(refusal) = authorized(&shared, &headers) {
+    if let Some(refusal) = refusal(&shared, &headers) {
         return refusal;
     }
     let mut inner = shared.0.lock().unwrap();

@@ -1,5 +1,7 @@
 //! Workers against a real nats-server: what reaches Discord, and what the stream is told.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod delivery;
 mod fake_discord;
 mod process;

@@ -76,3 +76,42 @@ async fn a_fleet_that_appears_later_is_followed() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_fleet_is_followed_across_a_restart_of_nats() {
+    let mut world = World::start().await;
+    let _worker = world.worker(commands::router()).await;
+    let config = kv::Config {
+        bucket: world.prefix.fleet_bucket(),
+        ..kv::Config::default()
+    };
+    let bucket = world.jetstream.create_key_value(config).await.unwrap();
+    for count in [4, 8] {
+        let shard = ShardId::new(1, count).unwrap();
+        let record = ShardRecord {
+            state: ShardState::Ready,
+            ..ShardRecord::new(shard)
+        };
+        let value = serde_json::to_vec(&record).unwrap();
+        let key = FleetKey::Shard(shard).to_string();
+        until("the record to be stored", async || {
+            bucket.put(&key, value.clone().into()).await.ok()
+        })
+        .await;
+        until("the record to be known", async || {
+            let id = world.typed(1, "info", Duration::ZERO).await;
+            let answer = tokio::time::timeout(Duration::from_secs(3), world.answer(id));
+            answer
+                .await
+                .ok()?
+                .contains(&format!("**Total shards:** {count}"))
+                .then_some(())
+        })
+        .await;
+        bucket.delete(&key).await.unwrap();
+        if count == 4 {
+            world.nats.kill9().unwrap();
+            world.nats.start_again().unwrap();
+        }
+    }
+}
