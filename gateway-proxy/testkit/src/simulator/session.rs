@@ -1,0 +1,554 @@
+//! A gateway session: its sequence, replay buffer and ledger, independent of any socket.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use schemas::ShardId;
+use tokio::sync::Notify;
+
+use super::compress::{Encoder, Transport};
+use super::events::{GUILD_PRESENCES, MESSAGE_CONTENT};
+use super::ledger::{Entry, SessionRecord, SessionState, Step, content_hash};
+use super::load::FloodTable;
+use super::state::Shared;
+use super::templates::{Context, VIRTUAL_EPOCH_MS};
+
+/// Written to the socket in one go; larger only for a single large event.
+const BATCH_BYTES: usize = 64 * 1024;
+/// GUILD_CREATEs that pile up for a disconnected session at each housekeeping.
+const STARTUP_WHILE_AWAY: usize = 20;
+/// Marks an event of no guild.
+pub(crate) const NO_GUILD_INDEX: u32 = u32::MAX;
+
+/// Query parameters a connection was opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Params {
+    pub(crate) version: u32,
+    pub(crate) transport: Transport,
+}
+
+/// A dispatch's content: a recipe that renders the same bytes each time, or bytes.
+#[derive(Clone)]
+pub(crate) enum Body {
+    Template {
+        template: u16,
+        guild: u32,
+        seed: u64,
+        moment: u32,
+    },
+    Guild {
+        guild: u32,
+    },
+    Raw(Arc<RawFrame>),
+}
+
+/// A frame without its sequence number.
+pub(crate) struct RawFrame {
+    /// Up to and including `"s":`.
+    pub(crate) head: Bytes,
+    /// From behind the number.
+    pub(crate) tail: Bytes,
+    pub(crate) name: u16,
+    pub(crate) guild: u64,
+    pub(crate) flags: u16,
+}
+
+impl RawFrame {
+    /// A frame in the order real gateways use: `t`, `s`, `op`, `d`.
+    pub(crate) fn new(shared: &Shared, t: &str, guild: u64, d: &[u8]) -> Self {
+        let head = format!("{{\"t\":{},\"s\":", serde_json::Value::from(t));
+        let mut tail = Vec::with_capacity(d.len() + 16);
+        tail.extend_from_slice(b",\"op\":0,\"d\":");
+        tail.extend_from_slice(d);
+        tail.push(b'}');
+        let name = shared.names.number(t);
+        Self {
+            head: head.into(),
+            tail: tail.into(),
+            name,
+            guild,
+            flags: 0,
+        }
+    }
+}
+
+struct Queued {
+    body: Body,
+    at_us: u64,
+}
+
+/// One session.
+pub(crate) struct Session {
+    pub(crate) id: String,
+    pub(crate) shard: ShardId,
+    pub(crate) intents: u64,
+    pub(crate) params: Params,
+    /// Guilds of this shard, by number.
+    pub(crate) guilds: Arc<[u32]>,
+    /// Flood events made for this shard tuple; sessions that follow each other share it.
+    pub(crate) flood_made: Arc<std::sync::atomic::AtomicU64>,
+    inner: Mutex<Inner>,
+}
+
+/// The socket that holds a session.
+#[derive(Clone)]
+struct Attachment {
+    connection: u64,
+    wake: Arc<Notify>,
+}
+
+struct Inner {
+    buffer: VecDeque<Queued>,
+    /// `s` of the front of `buffer`.
+    first_seq: u64,
+    /// Next `s` to write to the attached socket.
+    cursor: u64,
+    attached: Option<Attachment>,
+    detached_at_us: u64,
+    ended: bool,
+    overrun: bool,
+    /// Position in `guilds` of the next GUILD_CREATE after READY.
+    startup: usize,
+    flood: Option<Flood>,
+    entries: Vec<Entry>,
+    heartbeat_seq: u64,
+    resumed_from: Option<u64>,
+    lost: Option<(u64, u64)>,
+}
+
+/// The load a session floods with, made when the load changes.
+struct Flood {
+    generation: u64,
+    table: Option<FloodTable>,
+}
+
+impl Inner {
+    fn last_seq(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    const fn state(&self) -> SessionState {
+        match (&self.attached, self.ended) {
+            (_, true) => SessionState::Ended,
+            (Some(_), false) => SessionState::Connected,
+            (None, false) => SessionState::Disconnected,
+        }
+    }
+}
+
+/// What became of a RESUME.
+pub(crate) enum Resumption {
+    /// Dispatches that will be replayed, and the socket that held the session so far.
+    Accepted {
+        replayed: u64,
+        previous: Option<u64>,
+    },
+    /// `seq` is ahead of the session: 4007.
+    InvalidSeq,
+    /// Gone, or the buffer no longer reaches back: op 9 false.
+    TooLate(Option<(u64, u64)>),
+}
+
+/// What [`Session::fill`] left to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// There is more to write.
+    More,
+    /// Everything is written.
+    Drained,
+    /// Another socket holds the session.
+    Detached,
+    /// The client reads too slowly.
+    Overrun,
+}
+
+impl Session {
+    pub(crate) fn new(
+        id: String,
+        shard: ShardId,
+        intents: u64,
+        params: Params,
+        guilds: Arc<[u32]>,
+        flood_made: Arc<std::sync::atomic::AtomicU64>,
+    ) -> Self {
+        let inner = Inner {
+            buffer: VecDeque::new(),
+            first_seq: 1,
+            cursor: 1,
+            attached: None,
+            detached_at_us: 0,
+            ended: false,
+            overrun: false,
+            startup: 0,
+            flood: None,
+            entries: Vec::new(),
+            heartbeat_seq: 0,
+            resumed_from: None,
+            lost: None,
+        };
+        Self {
+            id,
+            shard,
+            intents,
+            params,
+            guilds,
+            flood_made,
+            inner: Mutex::new(inner),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the fresh session its first socket.
+    pub(crate) fn attach(&self, connection: u64, wake: Arc<Notify>) {
+        self.lock().attached = Some(Attachment { connection, wake });
+    }
+
+    /// Appends a dispatch and wakes the socket.
+    pub(crate) fn push(&self, shared: &Shared, body: Body) {
+        let wake = {
+            let mut inner = self.lock();
+            if inner.ended {
+                return;
+            }
+            self.append(shared, &mut inner, body, shared.now_us());
+            let unsent = (inner.last_seq() + 1).saturating_sub(inner.cursor);
+            if inner.attached.is_some() && unsent > shared.config.backlog_events as u64 {
+                inner.overrun = true;
+            }
+            prune(shared, &mut inner);
+            inner
+                .attached
+                .as_ref()
+                .map(|attached| Arc::clone(&attached.wake))
+        };
+        if let Some(wake) = wake {
+            wake.notify_one();
+        }
+    }
+
+    fn append(&self, shared: &Shared, inner: &mut Inner, body: Body, now_us: u64) {
+        let (name, guild, flags) = match &body {
+            Body::Template {
+                template, guild, ..
+            } => {
+                let template = &shared.templates.events[usize::from(*template)];
+                let guild = if template.direct {
+                    0
+                } else {
+                    shared.world.guild(*guild).id
+                };
+                (template.name, guild, 0)
+            }
+            Body::Guild { guild } => (shared.guild_create, shared.world.guild(*guild).id, 0),
+            Body::Raw(raw) => (raw.name, raw.guild, raw.flags),
+        };
+        let entry = Entry {
+            guild,
+            queued_us: now_us.max(1),
+            name,
+            flags,
+            ..Entry::default()
+        };
+        inner.entries.push(entry);
+        inner.buffer.push_back(Queued {
+            body,
+            at_us: now_us,
+        });
+        shared.counters.queued(1);
+    }
+
+    /// Writes as much as one batch holds into `out`.
+    pub(crate) fn fill(
+        &self,
+        shared: &Shared,
+        connection: u64,
+        encoder: &mut Encoder,
+        scratch: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Filled {
+        let mut inner = self.lock();
+        if inner
+            .attached
+            .as_ref()
+            .is_none_or(|attached| attached.connection != connection)
+        {
+            return Filled::Detached;
+        }
+        if inner.overrun {
+            return Filled::Overrun;
+        }
+        let now_us = shared.now_us().max(1);
+        let mut written = 0;
+        let mut json_bytes = 0;
+        let filled = loop {
+            if out.len() >= BATCH_BYTES {
+                break Filled::More;
+            }
+            if inner.cursor > inner.last_seq() && !self.generate(shared, &mut inner, now_us) {
+                break Filled::Drained;
+            }
+            let seq = inner.cursor;
+            let at = (seq - inner.first_seq) as usize;
+            scratch.clear();
+            self.render(shared, &inner.buffer[at].body, seq, scratch);
+            let entry = &mut inner.entries[(seq - 1) as usize];
+            if !entry.is_written() {
+                entry.written_us = now_us;
+                entry.len = scratch.len() as u32;
+                entry.hash = content_hash(scratch);
+            }
+            encoder.message(scratch, out);
+            json_bytes += scratch.len() as u64;
+            written += 1;
+            inner.cursor += 1;
+            prune(shared, &mut inner);
+        };
+        encoder.finish(out);
+        shared.counters.written(written, json_bytes);
+        filled
+    }
+
+    /// Makes the next event of the start-up storm or of a flood; false when nothing is due.
+    fn generate(&self, shared: &Shared, inner: &mut Inner, now_us: u64) -> bool {
+        if self.startup_event(shared, inner, now_us) {
+            return true;
+        }
+        let generation = shared.load_generation();
+        if inner
+            .flood
+            .as_ref()
+            .is_none_or(|flood| flood.generation != generation)
+        {
+            let load = shared.load();
+            let table = FloodTable::for_session(shared, &load, self);
+            inner.flood = Some(Flood {
+                generation: load.generation,
+                table,
+            });
+        }
+        let table = inner.flood.as_ref().and_then(|flood| flood.table.as_ref());
+        let Some(body) = table.and_then(|table| table.next(shared, self)) else {
+            return false;
+        };
+        self.append(shared, inner, body, now_us);
+        true
+    }
+
+    fn startup_event(&self, shared: &Shared, inner: &mut Inner, now_us: u64) -> bool {
+        while let Some(guild) = self.guilds.get(inner.startup).copied() {
+            inner.startup += 1;
+            if self.intents & super::events::GUILDS == 0 {
+                continue;
+            }
+            let body = if shared.world.is_unavailable(guild) {
+                Body::Raw(Arc::new(shared.guild_unavailable(guild)))
+            } else {
+                Body::Guild { guild }
+            };
+            self.append(shared, inner, body, now_us);
+            return true;
+        }
+        false
+    }
+
+    fn render(&self, shared: &Shared, body: &Body, seq: u64, out: &mut Vec<u8>) {
+        match body {
+            Body::Raw(raw) => {
+                out.extend_from_slice(&raw.head);
+                schemas::subject::push_decimal(out, seq);
+                out.extend_from_slice(&raw.tail);
+            }
+            Body::Guild { guild } => {
+                open_frame(out, "GUILD_CREATE", seq);
+                let presences = self.intents & GUILD_PRESENCES != 0;
+                shared
+                    .templates
+                    .render_guild(out, &shared.world, *guild, presences);
+                out.push(b'}');
+            }
+            Body::Template {
+                template,
+                guild,
+                seed,
+                moment,
+            } => {
+                open_frame(
+                    out,
+                    shared.templates.events[usize::from(*template)].event,
+                    seq,
+                );
+                let stripped = self.intents & MESSAGE_CONTENT == 0;
+                let guild = match *guild {
+                    NO_GUILD_INDEX => 0,
+                    guild => shared.world.guild(guild).id,
+                };
+                let moment = VIRTUAL_EPOCH_MS + u64::from(*moment);
+                let context = Context::new(guild, *seed, moment, None);
+                shared.templates.render(out, *template, stripped, context);
+                out.push(b'}');
+            }
+        }
+    }
+
+    /// Attaches another socket where Discord would.
+    pub(crate) fn resume(
+        &self,
+        shared: &Shared,
+        seq: u64,
+        connection: u64,
+        wake: Arc<Notify>,
+    ) -> Resumption {
+        let mut inner = self.lock();
+        if inner.ended {
+            return Resumption::TooLate(None);
+        }
+        prune(shared, &mut inner);
+        if seq > inner.last_seq() {
+            return Resumption::InvalidSeq;
+        }
+        if seq + 1 < inner.first_seq {
+            let lost = (seq + 1, inner.first_seq - 1);
+            inner.lost = Some(lost);
+            inner.ended = true;
+            inner.buffer.clear();
+            return Resumption::TooLate(Some(lost));
+        }
+        let replayed = inner.last_seq() - seq;
+        inner.cursor = seq + 1;
+        inner.overrun = false;
+        inner.resumed_from = Some(seq);
+        let previous = inner.attached.replace(Attachment { connection, wake });
+        let resumed = Body::Raw(Arc::clone(&shared.resumed));
+        self.append(shared, &mut inner, resumed, shared.now_us());
+        Resumption::Accepted {
+            replayed,
+            previous: previous.map(|held| held.connection),
+        }
+    }
+
+    /// The socket is gone. False when it did not hold the session any more.
+    pub(crate) fn detach(&self, shared: &Shared, connection: u64) -> bool {
+        let mut inner = self.lock();
+        if inner
+            .attached
+            .as_ref()
+            .is_none_or(|attached| attached.connection != connection)
+        {
+            return false;
+        }
+        inner.attached = None;
+        inner.detached_at_us = shared.now_us();
+        prune(shared, &mut inner);
+        true
+    }
+
+    /// Ends the session for good; false when it had ended.
+    pub(crate) fn end(&self) -> bool {
+        let mut inner = self.lock();
+        inner.attached = None;
+        inner.buffer = VecDeque::new();
+        inner.first_seq = inner.last_seq() + 1;
+        !std::mem::replace(&mut inner.ended, true)
+    }
+
+    /// The client named `seq` in a heartbeat; false when that was never sent.
+    pub(crate) fn heartbeat(&self, seq: u64) -> bool {
+        let mut inner = self.lock();
+        inner.heartbeat_seq = inner.heartbeat_seq.max(seq);
+        seq < inner.cursor
+    }
+
+    /// The connection that holds the session.
+    pub(crate) fn connection(&self) -> Option<u64> {
+        self.lock()
+            .attached
+            .as_ref()
+            .map(|attached| attached.connection)
+    }
+
+    pub(crate) fn last_written(&self) -> u64 {
+        self.lock().cursor - 1
+    }
+
+    /// Wakes the socket, if any: the load has changed.
+    pub(crate) fn wake(&self) {
+        if let Some(attached) = &self.lock().attached {
+            attached.wake.notify_one();
+        }
+    }
+
+    /// Drops what is too old. `Some` when the session itself is.
+    pub(crate) fn housekeep(&self, shared: &Shared) -> Option<Step> {
+        let mut inner = self.lock();
+        if inner.ended {
+            return None;
+        }
+        let now_us = shared.now_us();
+        if inner.attached.is_none() {
+            if now_us > inner.detached_at_us + shared.replay_ttl_us() {
+                drop(inner);
+                self.end();
+                return Some(Step::Expired);
+            }
+            for _ in 0..STARTUP_WHILE_AWAY {
+                if !self.startup_event(shared, &mut inner, now_us) {
+                    break;
+                }
+            }
+        }
+        let keep_from = now_us.saturating_sub(shared.replay_ttl_us());
+        while inner
+            .buffer
+            .front()
+            .is_some_and(|event| event.at_us < keep_from)
+            && inner.first_seq < inner.cursor
+        {
+            inner.buffer.pop_front();
+            inner.first_seq += 1;
+        }
+        prune(shared, &mut inner);
+        None
+    }
+
+    /// State, dispatches generated, and those not yet written.
+    pub(crate) fn progress(&self) -> (SessionState, u64, u64) {
+        let inner = self.lock();
+        let last = inner.last_seq();
+        (inner.state(), last, (last + 1).saturating_sub(inner.cursor))
+    }
+
+    pub(crate) fn record(&self) -> SessionRecord {
+        let inner = self.lock();
+        SessionRecord {
+            id: self.id.clone(),
+            shard: self.shard,
+            state: inner.state(),
+            heartbeat_seq: inner.heartbeat_seq,
+            resumed_from: inner.resumed_from,
+            lost: inner.lost,
+            entries: inner.entries.clone(),
+        }
+    }
+}
+
+/// Keeps the replay buffer within its size. What a connected client has not been sent stays.
+fn prune(shared: &Shared, inner: &mut Inner) {
+    while inner.buffer.len() > shared.config.replay_events
+        && (inner.attached.is_none() || inner.first_seq < inner.cursor)
+    {
+        inner.buffer.pop_front();
+        inner.first_seq += 1;
+    }
+}
+
+fn open_frame(out: &mut Vec<u8>, event: &str, seq: u64) {
+    out.extend_from_slice(b"{\"t\":\"");
+    out.extend_from_slice(event.as_bytes());
+    out.extend_from_slice(b"\",\"s\":");
+    schemas::subject::push_decimal(out, seq);
+    out.extend_from_slice(b",\"op\":0,\"d\":");
+}

@@ -1,0 +1,4 @@
+//! The simulator from outside: raw WebSocket clients, HTTP, and foreign libraries.
+
+mod client;
+mod gateway;
