@@ -22,7 +22,7 @@ use crate::cli::Started;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::identify::IdentifyQueue;
-use crate::publisher::{self, Lane, Publisher};
+use crate::publisher::{self, Lane, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
 use crate::shard::{SessionCell, ShardParts, ShardTask, Shared};
 use crate::shutdown::Phase;
@@ -40,7 +40,7 @@ const RELEASE_SHARE: u32 = 4;
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
 pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     let stop_publishing = CancellationToken::new();
-    let publishers = spawn_publishers(&started, &stop_publishing);
+    let publishers = spawn_publishers(&started, &stop_publishing).await?;
     let (fatal, mut fatals) = mpsc::channel(1);
     let shared = Arc::new(shared(&started, fatal)?);
     let background = CancellationToken::new();
@@ -142,28 +142,41 @@ fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send +
     }));
 }
 
-fn spawn_publishers(started: &Started, stop: &CancellationToken) -> Vec<Arc<Publisher>> {
-    let streams = started.config.stream().event_streams.get();
+async fn spawn_publishers(
+    started: &Started,
+    stop: &CancellationToken,
+) -> Result<Vec<Arc<Publisher>>, Fatal> {
+    let settings = started.config.stream();
+    let streams = settings.event_streams.get();
     let limit = started.config.buffer_bytes() / streams as usize;
     started
         .metrics
         .window_limit_bytes
         .set(started.config.buffer_bytes() as u64);
-    (0..streams)
-        .map(|index| {
-            let publisher = Publisher::new(limit, started.metrics.clone());
-            let name = format!("gateway-proxy {} events {index}", started.config.proxy_id());
-            let task = publisher::run(
-                Arc::clone(&publisher),
-                started.nats_settings.clone(),
-                name,
-                stop.clone(),
-            );
-            // Ends with the token.
-            drop(tokio::spawn(task));
-            publisher
-        })
-        .collect()
+    let mut publishers = Vec::with_capacity(streams as usize);
+    for index in 0..streams {
+        // Shard `index` belongs to stream `index`.
+        let name = stream::stream_of_shard(settings, index);
+        let stream = started.nats.jetstream.get_stream_no_info(&name).await;
+        let stream = stream.map_err(|error| started.nats.unanswered(&name, &error))?;
+        let reconcile = Reconcile {
+            stream,
+            after: stream::DUPLICATE_WINDOW / 2,
+        };
+        let publisher = Publisher::new(limit, started.metrics.clone());
+        let name = format!("gateway-proxy {} events {index}", started.config.proxy_id());
+        let task = publisher::run(
+            Arc::clone(&publisher),
+            started.nats_settings.clone(),
+            name,
+            reconcile,
+            stop.clone(),
+        );
+        // Ends with the token.
+        drop(tokio::spawn(task));
+        publishers.push(publisher);
+    }
+    Ok(publishers)
 }
 
 fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal> {

@@ -9,6 +9,7 @@ mod connection;
 mod inbox;
 mod lane;
 mod outbound;
+mod reconcile;
 mod task;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 
 pub(crate) use lane::Lane;
 pub(crate) use outbound::{Outbound, SessionTag};
+pub(crate) use reconcile::Reconcile;
 pub(crate) use task::run;
 
 /// What shards and the rest of the process share with the publisher's task.
@@ -38,7 +40,6 @@ pub(crate) struct Publisher {
     limit_bytes: usize,
     connected: AtomicBool,
     connected_before: AtomicBool,
-    max_payload: AtomicUsize,
     trouble: Mutex<Option<String>>,
     metrics: Metrics,
 }
@@ -56,7 +57,6 @@ impl Publisher {
             limit_bytes,
             connected: AtomicBool::new(false),
             connected_before: AtomicBool::new(false),
-            max_payload: AtomicUsize::new(0),
             trouble: Mutex::new(None),
             metrics,
         })
@@ -130,11 +130,6 @@ impl Publisher {
             .clone()
     }
 
-    /// The server's limit for one message in bytes; 0 before the first connection.
-    pub(crate) fn max_payload(&self) -> usize {
-        self.max_payload.load(Ordering::Relaxed)
-    }
-
     fn take_inbox(&self, into: &mut Vec<Outbound>) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *inbox, into);
@@ -157,8 +152,7 @@ impl Publisher {
         }
     }
 
-    fn set_connected(&self, max_payload: usize) {
-        self.max_payload.store(max_payload, Ordering::Relaxed);
+    fn set_connected(&self) {
         self.connected.store(true, Ordering::Relaxed);
         if self.connected_before.swap(true, Ordering::Relaxed) {
             self.metrics.nats_reconnects.increment();
@@ -174,3 +168,6 @@ impl Publisher {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

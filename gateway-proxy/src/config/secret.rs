@@ -30,7 +30,11 @@ pub(crate) fn referenced(given: &Given, problem: impl Into<String>) -> ConfigErr
 /// both are commonly copied along. IDENTIFY wants it bare.
 pub(crate) fn bot_token(text: &str) -> Result<SecretString, String> {
     let text = text.trim();
-    let bare = text.strip_prefix("Bot ").unwrap_or(text).trim();
+    let bare = match text.split_once(char::is_whitespace) {
+        Some(("Bot", token)) => token.trim(),
+        None if text == "Bot" => "",
+        Some(_) | None => text,
+    };
     one_line(bare)
 }
 

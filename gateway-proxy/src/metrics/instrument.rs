@@ -141,7 +141,7 @@ impl Timing {
 
     /// Sum in seconds, count, and per bucket its upper bound and own count.
     pub(super) fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = BOUNDS_S.into_iter().chain([f64::MAX]);
+        let bounds = BOUNDS_S.into_iter().chain([f64::INFINITY]);
         let counts = self
             .buckets
             .iter()

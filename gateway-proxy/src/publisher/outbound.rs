@@ -149,6 +149,16 @@ impl Outbound {
         self.lane.shard()
     }
 
+    /// Session and sequence; `None` for a synthetic event.
+    pub(super) fn identity(&self) -> Option<(&str, u64)> {
+        Some((self.session_id(), self.seq?))
+    }
+
+    /// Every subject of the shard: `discord.shard.7.events.*.*`.
+    pub(super) fn subjects_of_shard(&self) -> String {
+        format!("{}*.*", self.lane.root())
+    }
+
     pub(super) fn acknowledge(&self) {
         if let Some(seq) = self.seq {
             self.lane.set_acked((self.generation, seq));

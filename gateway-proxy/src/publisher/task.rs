@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::connection::{self, Connection};
 use super::inbox::About;
-use super::{Outbound, Publisher};
+use super::{Outbound, Publisher, Reconcile};
 use crate::config::NatsSettings;
 use crate::metrics::MalformedKind;
 use crate::status::unix_ms;
@@ -34,16 +34,19 @@ pub(crate) async fn run(
     publisher: Arc<Publisher>,
     settings: NatsSettings,
     name: String,
+    reconcile: Reconcile,
     stop: CancellationToken,
 ) {
     let mut task = Task {
         publisher,
         settings,
         name,
+        reconcile,
         ingest: Ingest::new(),
         taken: Vec::new(),
         next_server: 0,
         logged: None,
+        oldest_written: None,
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -55,11 +58,14 @@ struct Task {
     publisher: Arc<Publisher>,
     settings: NatsSettings,
     name: String,
+    reconcile: Reconcile,
     ingest: Ingest<Outbound>,
     // Swapped with the shards' inbox, so that neither allocates anew.
     taken: Vec<Outbound>,
     next_server: usize,
     logged: Option<Instant>,
+    // When the first of the messages in flight at the last trouble may have been stored.
+    oldest_written: Option<Instant>,
 }
 
 /// Why a connection ended.
@@ -76,9 +82,17 @@ impl Task {
     async fn serve_forever(&mut self) {
         loop {
             let reason = match self.connect().await {
-                Ok(connection) => self.serve(connection).await,
+                Ok(connection) => match self.reconcile().await {
+                    Ok(()) => self.serve(connection).await,
+                    Err(reason) => format!("the stream's last events cannot be read: {reason}"),
+                },
                 Err(error) => error.to_string(),
             };
+            if self.ingest.in_flight() == 0 {
+                self.oldest_written = None;
+            } else if self.oldest_written.is_none() {
+                self.oldest_written = self.ingest.queued().next().map(Outbound::handed_over);
+            }
             let delay = self.ingest.handle_disconnected();
             self.log_trouble(&reason, delay);
             self.publisher.set_disconnected(reason);
@@ -101,9 +115,33 @@ impl Task {
         Ok(connection)
     }
 
+    /// Settles what may have been stored so long ago that the stream has forgotten its ids.
+    async fn reconcile(&mut self) -> Result<(), String> {
+        let due = self
+            .oldest_written
+            .is_some_and(|at| at.elapsed() >= self.reconcile.after);
+        let in_flight = self.ingest.in_flight();
+        if !due || in_flight == 0 {
+            return Ok(());
+        }
+        let stored = self
+            .reconcile
+            .stored(self.ingest.queued().take(in_flight))
+            .await?;
+        info!(
+            in_flight,
+            stored, "compared what was in flight with the stream"
+        );
+        let publisher = &self.publisher;
+        self.ingest
+            .confirm_stored(stored, &mut |message: Outbound| publisher.stored(&message));
+        publisher.after_acknowledgements();
+        Ok(())
+    }
+
     /// Runs one connection to its end and says why it ended.
     async fn serve(&mut self, connection: Connection) -> String {
-        self.publisher.set_connected(connection.info.max_payload);
+        self.publisher.set_connected();
         self.ingest.handle_connected();
         let mut link = Link::new(connection);
         let end = loop {

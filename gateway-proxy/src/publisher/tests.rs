@@ -1,0 +1,335 @@
+//! The publisher against a real nats-server: everything once, in order, whatever happens to NATS.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use futures_util::StreamExt;
+use schemas::message::NATS_MSG_ID;
+use schemas::{EventName, GuildId, Prefix, ProxyId, ShardId, Timestamp};
+use testkit::nats::{Options, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::config::NatsSettings;
+use crate::status::ProcessStatus;
+
+/// Patience for anything NATS must get done on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the stream of these tests remembers ids: the outages in them last longer.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
+
+struct Rig {
+    server: Server,
+    publisher: Arc<Publisher>,
+    lanes: Vec<Arc<Lane>>,
+    metrics: Metrics,
+    stop: CancellationToken,
+    sent: Vec<u64>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Rig {
+    async fn start(options: Options) -> Self {
+        let server = testkit::nats::start(options).await.unwrap();
+        let url = server.url();
+        Self::start_behind(server, &url).await
+    }
+
+    /// With a publisher that reaches the server by another url.
+    async fn start_behind(server: Server, url: &str) -> Self {
+        create_stream(&server).await;
+        let process = ProcessStatus::new(ProxyId::try_from("test".to_owned()).unwrap());
+        let metrics = Metrics::new(process);
+        let publisher = Publisher::new(64 << 20, metrics.clone());
+        let stop = CancellationToken::new();
+        let settings = NatsSettings::local(url).unwrap();
+        let jetstream = testkit::nats::jetstream(&server.url()).await.unwrap();
+        let stream = jetstream
+            .get_stream_no_info("DISCORD_EVENTS")
+            .await
+            .unwrap();
+        let reconcile = Reconcile {
+            stream,
+            after: DUPLICATE_WINDOW / 2,
+        };
+        let name = "test".to_owned();
+        tokio::spawn(run(
+            Arc::clone(&publisher),
+            settings,
+            name,
+            reconcile,
+            stop.clone(),
+        ));
+        let lanes = (0..4)
+            .map(|id| Lane::new(&Prefix::default(), ShardId::new(id, 4).unwrap(), (0, 0)))
+            .collect::<Vec<_>>();
+        let sent = vec![0; lanes.len()];
+        Self {
+            server,
+            publisher,
+            lanes,
+            metrics,
+            stop,
+            sent,
+        }
+    }
+
+    /// Hands over the next event of a shard.
+    fn send(&mut self, shard: usize, payload: &[u8]) {
+        self.sent[shard] += 1;
+        let seq = self.sent[shard];
+        let session = format!("session{shard}");
+        let tag = SessionTag {
+            id: &session,
+            generation: 0,
+        };
+        let message = Outbound::dispatch(
+            &self.lanes[shard],
+            tag,
+            seq,
+            GuildId::new(1 + seq % 100),
+            &EventName::parse("MESSAGE_CREATE"),
+            payload,
+            Instant::now(),
+        );
+        self.lanes[shard].set_published((0, seq));
+        self.publisher.hand_over(message);
+    }
+
+    /// Waits until the publisher has given a connection up.
+    async fn trouble(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.publisher.trouble().is_none() {
+            assert!(Instant::now() < deadline, "nobody noticed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn flood(&mut self, count: usize) {
+        let payload = [b'x'; 700];
+        for index in 0..count {
+            self.send(index % 4, &payload);
+            if index % 50 == 0 {
+                self.publisher.room().await;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Waits until everything is stored, then reads it all and compares.
+    async fn check(&self) {
+        assert!(
+            self.publisher.drained(PATIENCE).await,
+            "{:?}",
+            self.publisher.trouble()
+        );
+        let stored = read_stream(&self.server).await;
+        for (shard, sent) in self.sent.iter().enumerate() {
+            let ids: Vec<_> = stored
+                .iter()
+                .filter(|(subject, _)| subject.starts_with(&format!("discord.shard.{shard}.")))
+                .map(|(_, id)| id.clone())
+                .collect();
+            let expect: Vec<_> = (1..=*sent)
+                .map(|seq| format!("session{shard}:{seq}"))
+                .collect();
+            assert_eq!(ids, expect, "shard {shard}");
+            assert_eq!(self.lanes[shard].checkpoint(), (0, *sent));
+        }
+        assert_eq!(self.publisher.kept_bytes(), 0);
+    }
+}
+
+async fn create_stream(server: &Server) {
+    let jetstream = testkit::nats::jetstream(&server.url()).await.unwrap();
+    let config = jetstream::stream::Config {
+        name: "DISCORD_EVENTS".to_owned(),
+        subjects: vec!["discord.shard.*.events.*.*".to_owned()],
+        allow_batch_publish: true,
+        allow_direct: true,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Default::default()
+    };
+    jetstream.create_stream(config).await.unwrap();
+}
+
+/// Subject and message id of every message, in the stream's order.
+async fn read_stream(server: &Server) -> Vec<(String, String)> {
+    let jetstream = testkit::nats::jetstream(&server.url()).await.unwrap();
+    let stream = jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
+    let count = stream.cached_info().state.messages;
+    if count == 0 {
+        return Vec::new();
+    }
+    let consumer = stream
+        .create_consumer(OrderedConfig::default())
+        .await
+        .unwrap();
+    let messages = consumer.messages().await.unwrap().take(count as usize);
+    messages
+        .map(|message| {
+            let message = message.unwrap();
+            let headers = message.headers.as_ref().unwrap();
+            (
+                message.subject.to_string(),
+                headers.get(NATS_MSG_ID).unwrap().to_string(),
+            )
+        })
+        .collect()
+        .await
+}
+
+#[tokio::test]
+async fn everything_is_stored_once_and_in_order() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(20_000).await;
+    rig.check().await;
+    assert_eq!(rig.metrics.publish_restarts.get(), 0);
+}
+
+#[tokio::test]
+async fn a_single_event_is_acknowledged_at_once() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(1).await;
+    rig.check().await;
+    for _ in 0..50 {
+        let started = Instant::now();
+        rig.send(0, b"{}");
+        assert!(rig.publisher.drained(PATIENCE).await);
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "waited for a flow acknowledgement"
+        );
+    }
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn kills_of_nats_during_a_flood_lose_double_and_invert_nothing() {
+    let mut rig = Rig::start(Options::default()).await;
+    for _ in 0..4 {
+        rig.flood(3_000).await;
+        rig.server.kill9().unwrap();
+        rig.flood(500).await;
+        rig.server.start_again().unwrap();
+    }
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_frame_above_max_payload_is_replaced_by_a_marker_in_its_place() {
+    let max_payload = 64 * 1024;
+    let mut rig = Rig::start(Options {
+        max_payload,
+        ..Options::default()
+    })
+    .await;
+    rig.flood(8).await;
+    rig.send(2, &vec![b'y'; max_payload as usize]);
+    rig.flood(8).await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    assert_eq!(stored.len(), 17);
+    assert_eq!(stored[8].0, "discord.shard.2.events.none.PROXY_GAP");
+    assert_eq!(stored[8].1, "session2:3:PROXY_GAP:oversized");
+    assert_eq!(rig.lanes[2].checkpoint(), (0, 5));
+}
+
+#[tokio::test]
+async fn a_frozen_nats_is_given_up_and_taken_up_again() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(1_000).await;
+    rig.server.pause().unwrap();
+    rig.flood(1_000).await;
+    rig.trouble().await;
+    rig.server.resume().unwrap();
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_outage_longer_than_the_duplicate_window_stores_nothing_twice() {
+    let server = testkit::nats::start(Options::default()).await.unwrap();
+    let deaf = Arc::new(AtomicBool::new(false));
+    let url = one_way_proxy(server.port(), Arc::clone(&deaf)).await;
+    let mut rig = Rig::start_behind(server, &url).await;
+    rig.flood(400).await;
+    rig.check().await;
+    // The server stores what comes, but its answers do not reach us until the connection is given up,
+    // which is longer after than the stream remembers ids.
+    deaf.store(true, Ordering::Relaxed);
+    rig.flood(400).await;
+    rig.trouble().await;
+    deaf.store(false, Ordering::Relaxed);
+    rig.check().await;
+}
+
+/// Forwards everything to the port, and nothing back while `deaf`.
+async fn one_way_proxy(port: u16, deaf: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            let deaf = Arc::clone(&deaf);
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                    let lost = deaf.load(Ordering::Relaxed);
+                    if !lost && to_client.write_all(&buffer[..count]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_stream_deleted_under_us_is_waited_for() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(100).await;
+    rig.check().await;
+    let jetstream = testkit::nats::jetstream(&rig.server.url()).await.unwrap();
+    jetstream.delete_stream("DISCORD_EVENTS").await.unwrap();
+    rig.send(0, b"{}");
+    rig.trouble().await;
+    assert!(
+        rig.publisher.trouble().unwrap().contains("no stream"),
+        "{:?}",
+        rig.publisher.trouble()
+    );
+    create_stream(&rig.server).await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    assert_eq!(stored.len(), 1);
+    assert_eq!(stored[0].1, "session0:26");
+}
+
+#[test]
+fn a_marker_counts_as_the_frame_it_stands_for() {
+    let lane = Lane::new(&Prefix::default(), ShardId::new(0, 1).unwrap(), (0, 0));
+    let tag = SessionTag {
+        id: "s",
+        generation: 2,
+    };
+    let name = EventName::parse("GUILD_CREATE");
+    let frame = Outbound::dispatch(&lane, tag, 5, None, &name, b"{}", Instant::now());
+    lane.set_published((2, 5));
+    frame
+        .oversized_marker(Timestamp::from_unix_ms(1))
+        .unwrap()
+        .acknowledge();
+    assert_eq!(lane.checkpoint(), (2, 5));
+}
