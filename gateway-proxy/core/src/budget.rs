@@ -35,12 +35,21 @@ impl SendBudget {
         }
     }
 
-    /// Takes room for a heartbeat, IDENTIFY or RESUME, which may use the reserve too.
+    /// Takes room for a regular heartbeat, IDENTIFY or RESUME, which may use the reserve too.
     ///
     /// # Errors
     /// The time until there is room, when all [`LIMIT`] are used.
     pub fn take_reserved(&mut self, now: Instant) -> Result<(), Duration> {
         self.take(LIMIT, now)
+    }
+
+    /// Takes room for a heartbeat the server asked for, leaving what regular ones need: however often
+    /// it asks, they go on.
+    ///
+    /// # Errors
+    /// The time until there is room.
+    pub fn take_demanded(&mut self, now: Instant) -> Result<(), Duration> {
+        self.take(LIMIT - self.reserved.saturating_sub(SPARE), now)
     }
 
     /// Takes room for a command, leaving the reserve alone.

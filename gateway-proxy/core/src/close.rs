@@ -5,6 +5,13 @@
 /// Discord keeps a session for every code but 1000 and 1001; libraries use 4000 for "reconnecting".
 pub const RESUMABLE: u16 = 4000;
 
+/// Session timed out. While events flow it says that heartbeats were missed, and RESUME may work; as
+/// an answer to RESUME it says that the session is gone.
+pub const SESSION_TIMED_OUT: u16 = 4009;
+
+/// No code came: WebSocket libraries report so a connection that broke. Never on the wire.
+pub const ABNORMAL: u16 = 1006;
+
 /// What to do after the server closed the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterClose {
