@@ -35,7 +35,16 @@ impl SendBudget {
         }
     }
 
-    /// Takes room for a regular heartbeat, IDENTIFY or RESUME, which may use the reserve too.
+    /// Takes room for a regular heartbeat, which may use the reserve too, but for the place of the one
+    /// IDENTIFY or RESUME of the connection.
+    ///
+    /// # Errors
+    /// The time until there is room.
+    pub fn take_heartbeat(&mut self, now: Instant) -> Result<(), Duration> {
+        self.take(LIMIT - 1, now)
+    }
+
+    /// Takes room for IDENTIFY or RESUME, of which a connection has one.
     ///
     /// # Errors
     /// The time until there is room, when all [`LIMIT`] are used.

@@ -277,7 +277,7 @@ impl Session {
             return false;
         }
         if self.budget.take_reserved(now).is_err() {
-            // A server that asked for 120 heartbeats a minute: wait for the next turn.
+            // The budget keeps a place for it; should that be taken: wait for the next turn.
             self.actions.push_back(Action::RequestIdentify);
             return false;
         }
@@ -418,7 +418,7 @@ impl Session {
     fn send_heartbeat(&mut self, regular: bool, now: Instant) {
         let Some(heart) = &mut self.heart else { return };
         let room = if regular {
-            self.budget.take_reserved(now)
+            self.budget.take_heartbeat(now)
         } else {
             self.budget.take_demanded(now)
         };
