@@ -283,9 +283,8 @@ async fn check_jetstream(nats: &Nats, deadline: Instant) -> Result<(), Fatal> {
     };
     let mut backoff = BACKOFF_FIRST;
     loop {
-        let error = match nats.jetstream.query_account().await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = nats.jetstream.query_account().await else {
+            return Ok(());
         };
         match error.kind() {
             AccountErrorKind::JetStreamUnavailable if !nats.client.server_info().jetstream => {

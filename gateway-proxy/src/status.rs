@@ -249,7 +249,7 @@ impl ProcessStatus {
         usage.latest = latest;
         drop(usage);
         // Also notes the first time everything is up, should nobody ask.
-        let _: Readiness = self.readiness();
+        drop(self.readiness());
     }
 
     /// Memory and CPU of the process at the last sample.
