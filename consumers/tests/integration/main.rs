@@ -9,4 +9,5 @@ mod registration;
 mod resilience;
 mod rest;
 mod shards;
+mod simulator;
 mod world;
