@@ -1,6 +1,8 @@
 //! The fuzz targets' bodies over their seeds and over random mutations of them, the same ones at
 //! every run. `FUZZ_ITERATIONS` sets another number of mutations per target.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::path::Path;
 use std::{env, fs, thread};
 
