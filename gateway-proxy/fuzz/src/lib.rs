@@ -42,7 +42,10 @@ pub fn frame(data: &[u8]) {
     check_subject(3, &frame, event);
     assert!(control::unavailable(frame.data).is_none() || frame.data[0] == b'{');
     assert_ne!(control::hello_interval(frame.data), Some(0));
-    assert_eq!(control::invalid_session_resumable(frame.data), frame.data == b"true");
+    assert_eq!(
+        control::invalid_session_resumable(frame.data),
+        frame.data == b"true"
+    );
     if let Ok(ready) = control::ready(frame.data) {
         assert!(!ready.session_id.is_empty());
         assert!(ready.guild_ids().len() <= ready.guilds);

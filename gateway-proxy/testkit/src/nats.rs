@@ -68,7 +68,12 @@ mod tests {
             ..Default::default()
         };
         jetstream.create_stream(config).await.unwrap();
-        let ack = jetstream.publish("s", "hello".into()).await.unwrap().await.unwrap();
+        let ack = jetstream
+            .publish("s", "hello".into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
         assert_eq!(ack.sequence, 1);
     }
 }
