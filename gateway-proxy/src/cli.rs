@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -44,8 +43,8 @@ fn command() -> Command {
         .about("Hold shards and publish their events")
         .long_about(
             "Holds a bot's gateway shards and publishes every event to NATS JetStream.\n\n\
-             A setting is taken from its flag, else from its environment variable, else from the \
-             file of --config, else from its default. The token comes from --token-file, \
+             A setting is taken from its flag, else from its environment variable, else from\n\
+             the file of --config, else from its default. The token comes from --token-file,\n\
              DISCORD_TOKEN_FILE or DISCORD_TOKEN, never from a flag's value.",
         )
         .after_long_help(EXIT_CODES);
@@ -107,19 +106,18 @@ fn load(flags: &ArgMatches) -> Result<Config, Fatal> {
 
 /// Runs until the work ends or signals end it.
 fn run(config: Config) -> Result<(), Fatal> {
-    exit::log_panics();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fatal::bug(format!("cannot make a runtime: {error}")))?;
-    let work = AssertUnwindSafe(|| runtime.block_on(supervise(config)));
-    let outcome = std::panic::catch_unwind(work);
+    let outcome = exit::contained(|| runtime.block_on(supervise(config)));
     // Blocking work (name look-ups, a server being fetched) must not keep a process that is done.
     runtime.shutdown_background();
-    outcome.unwrap_or_else(|_| Err(Fatal::bug("the program panicked")))
+    outcome
 }
 
 async fn supervise(config: Config) -> Result<(), Fatal> {
+    let panics = exit::watch_panics();
     let telemetry = telemetry::init(&config)?;
     let config = Arc::new(config);
     let shutdown = Shutdown::new(config.grace_period());
@@ -131,7 +129,10 @@ async fn supervise(config: Config) -> Result<(), Fatal> {
         };
         crate::app::run(started).await
     };
-    let outcome = shutdown.guard(work).await;
+    let outcome = tokio::select! {
+        outcome = shutdown.guard(work) => outcome,
+        fatal = panics.first() => Err(fatal),
+    };
     shutdown.advance(Phase::Stopped);
     telemetry.flush().await;
     outcome

@@ -136,7 +136,7 @@ settings! {
         "How long a stop waits for what is in flight";
     LOG = "log", ["LOG_FORMAT"], Value("text|json"), Some("text"), PROCESS,
         "Format of the log on standard error";
-    LOG_FILTER = "log-filter", ["RUST_LOG"], Value("FILTER"), Some("info"), PROCESS,
+    LOG_FILTER = "log-filter", ["RUST_LOG"], Value("FILTER"), Some("info,async_nats=warn"), PROCESS,
         "What is logged: a level, or directives such as `info,gateway_proxy=debug`";
     OTLP_ENDPOINT = "otlp-endpoint", ["OTEL_EXPORTER_OTLP_ENDPOINT"], Value("URL"), None, PROCESS,
         "OpenTelemetry collector (OTLP over HTTP) that gets the traces";

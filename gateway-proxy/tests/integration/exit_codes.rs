@@ -5,9 +5,11 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config as Stream, StorageType};
 use nats_server::Options;
 use nix::sys::signal::Signal;
+use testkit::simulator::{Action, Config, Fault, Target};
 use tokio::net::TcpListener;
 
 use crate::harness::{FakeDiscord, Finished, Run, TempFile, dead_address, eventually, fake_nats};
+use crate::rig::Rig;
 
 /// Runs `run` with a token and these arguments; nothing it names exists.
 async fn run(args: &[&str]) -> Finished {
@@ -348,4 +350,114 @@ async fn a_signal_ends_with_0_and_the_next_start_accepts_its_own_streams() {
         stream.cached_info().config.subjects,
         ["big.shard.1.events.*.*"]
     );
+}
+
+/// A proxy that is connected, and how it ends after Discord closed with this code.
+async fn after_close(code: u16) -> Finished {
+    let rig = Rig::start(Config {
+        shards: 2,
+        max_concurrency: 2,
+        ..Config::default()
+    })
+    .await;
+    let proxy = rig.proxy().spawn();
+    let http = proxy.http().await;
+    eventually(http, "/ready", |status, _| status == 200).await;
+    let reached = rig
+        .simulator
+        .inject(Target::Shard(1), Fault::Close { code });
+    assert_eq!(reached, 1, "shard 1 is connected");
+    proxy.finish().await
+}
+
+#[tokio::test]
+async fn close_codes_that_refuse_token_or_intents_end_with_77_and_name_the_shard() {
+    for code in [4004, 4013, 4014] {
+        after_close(code)
+            .await
+            .expect(77, &["shard 1/2", &code.to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn close_codes_that_refuse_shard_or_version_end_with_78_and_name_the_shard() {
+    for code in [4010, 4011, 4012] {
+        after_close(code)
+            .await
+            .expect(78, &["shard 1/2", &code.to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn intents_the_bot_may_not_have_end_with_77_at_the_first_identify() {
+    let rig = Rig::start(Config {
+        privileged_intents: 0,
+        ..Config::default()
+    })
+    .await;
+    let privileged = rig
+        .proxy()
+        .args(&["--intents", "GUILDS,MESSAGE_CONTENT"])
+        .finish()
+        .await;
+    privileged.expect(77, &["4014", "--intents"]);
+    let unknown = rig
+        .proxy()
+        .args(&["--intents", "9223372036854775808"])
+        .finish()
+        .await;
+    unknown.expect(77, &["4013", "--intents"]);
+}
+
+#[tokio::test]
+async fn a_shard_with_too_many_guilds_ends_with_78() {
+    let rig = Rig::start(Config {
+        guilds_per_shard_max: 5,
+        ..Config::default()
+    })
+    .await;
+    rig.proxy().finish().await.expect(78, &["4011", "--shards"]);
+}
+
+#[tokio::test]
+async fn the_start_outlives_answers_that_pass() {
+    let rig = Rig::start(Config::default()).await;
+    let fault = |status| Action::RestFault {
+        status,
+        count: 1,
+        retry_after_ms: 20,
+    };
+    rig.simulator.apply(fault(429));
+    rig.simulator.apply(fault(502));
+    let proxy = rig.proxy().spawn();
+    let http = proxy.http().await;
+    eventually(http, "/ready", |status, _| status == 200).await;
+    let log = proxy.log().join("\n");
+    assert!(log.contains("limits requests"), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_without_draining() {
+    let mut rig = Rig::start(Config::default()).await;
+    let run = rig.proxy().args(&["--grace-period", "10m"]);
+    let proxy = run.spawn();
+    let http = proxy.http().await;
+    eventually(http, "/ready", |status, _| status == 200).await;
+    // Frozen, NATS acknowledges nothing, and the drain waits for it.
+    rig.nats.pause().unwrap();
+    rig.simulator.apply(Action::Burst {
+        event: "MESSAGE_CREATE".to_owned(),
+        per_guild: 1,
+    });
+    let waiting = |_, body: &str| !body.contains("\"unacknowledged\":0");
+    eventually(http, "/health", waiting).await;
+    proxy.signal(Signal::SIGTERM);
+    let draining = |status, body: &str| status == 503 && body.contains("draining");
+    eventually(http, "/ready", draining).await;
+    proxy.signal(Signal::SIGINT);
+    proxy
+        .finish()
+        .await
+        .expect(130, &["SIGINT came a second time"]);
+    rig.nats.resume().unwrap();
 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How long anything may take; `TEST_PATIENCE` multiplies it on slow machines.
 pub(crate) fn patience() -> Duration {
@@ -120,13 +121,20 @@ impl Run {
         let stderr = child.stderr.take().unwrap();
         let (log, _) = watch::channel(Vec::new());
         let lines = log.clone();
+        let reading = CancellationToken::new();
+        let ended = reading.clone().drop_guard();
         tokio::spawn(async move {
+            let _ended = ended;
             let mut reader = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = reader.next_line().await {
                 lines.send_modify(|all: &mut Vec<String>| all.push(line));
             }
         });
-        Proxy { child, log }
+        Proxy {
+            child,
+            log,
+            reading,
+        }
     }
 }
 
@@ -155,6 +163,8 @@ impl Finished {
 pub(crate) struct Proxy {
     child: Child,
     log: watch::Sender<Vec<String>>,
+    /// Cancelled when standard error is at its end.
+    reading: CancellationToken,
 }
 
 impl Proxy {
@@ -188,6 +198,22 @@ impl Proxy {
         match tokio::time::timeout(patience(), self.child.wait()).await {
             Ok(status) => status.unwrap().code(),
             Err(_) => panic!("the program does not end: {:#?}", self.log.borrow()),
+        }
+    }
+
+    /// Waits for the end; standard output is not kept.
+    pub(crate) async fn finish(self) -> Finished {
+        let log = self.log.clone();
+        let reading = self.reading.clone();
+        let code = self.exit_code().await;
+        // The last line may still be on its way.
+        let read = tokio::time::timeout(patience(), reading.cancelled()).await;
+        assert!(read.is_ok(), "standard error stays open");
+        let stderr = log.borrow().join("\n");
+        Finished {
+            code,
+            stdout: String::new(),
+            stderr,
         }
     }
 

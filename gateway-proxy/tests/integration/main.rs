@@ -1,9 +1,11 @@
 //! The proxy as a process, against a simulated Discord and a real nats-server.
 
 mod admin;
+mod bad_input;
 mod cli;
 mod continuity;
 mod exit_codes;
 mod flow;
 mod harness;
+mod nats_access;
 mod rig;
