@@ -12,10 +12,12 @@ use schemas::GuildId;
 
 pub mod control;
 mod json;
+mod text;
 
 pub use json::JsonError;
 
-use json::{Scanner, Text};
+use json::Scanner;
+use text::Text;
 
 /// One gateway frame (Discord, Gateway, Gateway Events, payload structure).
 #[derive(Clone, Debug, PartialEq, Eq)]
