@@ -21,6 +21,7 @@ use crate::checkpoint::{self, Found};
 use crate::cli::Started;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
+use crate::gateway_url::GatewayUrl;
 use crate::identify::IdentifyQueue;
 use crate::publisher::{self, Lane, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
@@ -36,6 +37,8 @@ const LOOKUPS: usize = 32;
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
 /// What the drain keeps of the grace period for records and closes.
 const RELEASE_SHARE: u32 = 4;
+/// What the markers of the shards' end get at least, when the grace period is used up.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
 pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
@@ -46,6 +49,8 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     let background = CancellationToken::new();
     let queue = Arc::clone(&shared.identifies);
     spawn_until(&background, queue.run(started.api.clone()));
+    let gateway = Arc::clone(&shared.gateway);
+    spawn_until(&background, gateway.run(started.api.clone()));
     spawn_until(
         &background,
         observe(
@@ -128,6 +133,15 @@ async fn drain(
         .max(Duration::from_millis(100));
     if tokio::time::timeout(rest, tasks.wait()).await.is_err() {
         warn!(shards = tasks.len(), "shards outlived the grace period");
+    }
+    // The markers that say the shards are let go.
+    for publisher in publishers {
+        let rest = until
+            .saturating_duration_since(Instant::now())
+            .max(LAST_WORDS);
+        if !publisher.drained(rest).await {
+            warn!("the last state changes were not stored");
+        }
     }
 }
 
@@ -213,7 +227,7 @@ fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal
     );
     Ok(Shared {
         dialer: Dialer::new(config.compression()),
-        gateway_url: started.gateway.url.clone(),
+        gateway: GatewayUrl::new(started.gateway.url.clone()),
         token: config.token().clone(),
         identify,
         compression: config.compression(),
@@ -297,10 +311,12 @@ fn spawn_shards(
         let mark = (0, session.last_seq().unwrap_or(0));
         let cell = SessionCell::new(session.resumable().map(|known| (0, known)));
         let status = started.process.add_shard(*shard);
-        if session.id().is_some()
-            && let Some(guilds) = record.as_ref().and_then(|record| record.guilds)
-        {
-            status.set_guilds(guilds);
+        if let Some(id) = session.id() {
+            // Its age is counted from here; nobody wrote down when it began.
+            status.set_session(id, unix_ms());
+            if let Some(guilds) = record.as_ref().and_then(|record| record.guilds) {
+                status.set_guilds(guilds);
+            }
         }
         let publisher = &publishers[shard.id() as usize % publishers.len()];
         let parts = ShardParts {

@@ -21,6 +21,7 @@ pub use cli::main_with;
 
 mod app;
 mod checkpoint;
+mod gateway_url;
 mod identify;
 mod publisher;
 mod recorder;

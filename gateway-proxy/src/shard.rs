@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
+use crate::gateway_url::GatewayUrl;
 use crate::identify::IdentifyQueue;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::publisher::{Lane, Outbound, Publisher};
@@ -43,8 +44,7 @@ const OVERLOADED_AFTER: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) dialer: Dialer,
-    /// From `/gateway/bot`.
-    pub(crate) gateway_url: String,
+    pub(crate) gateway: Arc<GatewayUrl>,
     pub(crate) token: SecretString,
     pub(crate) identify: IdentifyOptions,
     pub(crate) compression: Compression,
@@ -232,6 +232,7 @@ impl ShardTask {
                 *link = Link::Down;
                 warn!(shard = %self.shard(), %error, "cannot connect to the gateway");
                 self.note_end(ReconnectReason::ConnectFailed, error.to_string());
+                self.shared.gateway.doubt();
                 self.session.handle_connect_failed(fastrand::f64(), now);
             }
             Wake::Received(received) => self.take_in(received, link, now),
@@ -248,6 +249,10 @@ impl ShardTask {
                 self.session.pause(Duration::ZERO, now);
             }
             Wake::Stage => self.handle_stage(now),
+        }
+        // While draining nothing new is begun: a session made now would be nobody's.
+        if self.stage >= Stage::Draining && self.session.phase() != Phase::Ready {
+            self.session.stop();
         }
     }
 
@@ -366,7 +371,7 @@ impl ShardTask {
 
     fn connect(&mut self, endpoint: &Endpoint, link: &mut Link) {
         let url = match endpoint {
-            Endpoint::Gateway => self.shared.gateway_url.clone(),
+            Endpoint::Gateway => self.shared.gateway.get(),
             Endpoint::Resume(url) => url.clone(),
         };
         if self.connected_before {
@@ -439,8 +444,9 @@ impl ShardTask {
         if let Some(latency) = self.session.latency() {
             status.set_latency(latency);
         }
-        if let Some(resumable) = self.session.resumable() {
-            status.set_acked_seq(resumable.seq);
+        match self.session.acked() {
+            Some(acked) => status.set_acked_seq(acked),
+            None => status.clear_session(),
         }
         let previous = status.state();
         if previous == state {

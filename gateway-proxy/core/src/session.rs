@@ -140,6 +140,12 @@ impl Session {
         })
     }
 
+    /// The highest sequence of the session that JetStream has, with all before it.
+    #[must_use]
+    pub fn acked(&self) -> Option<u64> {
+        self.current.as_ref().map(|current| current.acked)
+    }
+
     /// Counts the shard's sessions in this process, so that acknowledgements find theirs.
     #[must_use]
     pub const fn generation(&self) -> u16 {

@@ -328,79 +328,54 @@ fn shard_id_and_shard_ids_are_one_setting() {
     );
 }
 
+/// A flag, a value it refuses, and what the message must have besides both.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("--large-threshold", "9", "50 to 250"),
+    ("--compression", "brotli", "zstd, zlib or none"),
+    ("--intents", "GUILDZ", "did you mean GUILDS"),
+    ("--replicas", "2", "1, 3 or 5"),
+    ("--http", "nowhere", "0.0.0.0:9100"),
+    ("--subject-prefix", "a.b", "A-Z"),
+    ("--proxy-id", "a b", "64"),
+    ("--identify-reserve", "200", "90"),
+    ("--startup-timeout", "soon", "30s"),
+    ("--grace-period", "1h", "10m"),
+    ("--heartbeat-timeout", "0", "1s"),
+    ("--stream-max-age", "1m", "2m"),
+    ("--stream-max-bytes", "1", "16MiB"),
+    ("--buffer-bytes", "1", "8MiB"),
+    ("--log-filter", "a=b=c", "info"),
+    ("--log", "xml", "text or json"),
+    ("--drop-events", "PROXY_GAP", "never"),
+    ("--publish-events", "A,,B", "MESSAGE_CREATE"),
+    ("--event-streams", "0", "1 to 256"),
+    ("--presence", "away", "online"),
+    ("--zone", "a b", "A-Z"),
+    ("--max-shards", "0", "1 to"),
+    ("--coordinator-priority", "first", "whole number"),
+    ("--live-feed", "maybe", "on or off"),
+    ("--nats-url", "http://x", "nats://host:4222"),
+    ("--api-url", "discord", "http"),
+    ("--otlp-endpoint", "x:1", "http"),
+    ("--nats-ca", "/no/ca", "cannot be read"),
+    ("--nats-creds", "/no/creds", "cannot be read"),
+];
+
 #[test]
 fn messages_name_the_place_the_value_and_what_is_allowed() {
-    for (args, parts) in [
-        (
-            ["--large-threshold", "9"],
-            ["--large-threshold", "\"9\"", "50 to 250"],
-        ),
-        (
-            ["--compression", "brotli"],
-            ["--compression", "brotli", "zstd, zlib or none"],
-        ),
-        (["--intents", "GUILDZ"], ["--intents", "GUILDZ", "GUILDS"]),
-        (["--replicas", "2"], ["--replicas", "\"2\"", "1, 3 or 5"]),
-        (["--http", "nowhere"], ["--http", "nowhere", "0.0.0.0:9100"]),
-        (
-            ["--subject-prefix", "a.b"],
-            ["--subject-prefix", "a.b", "A-Z"],
-        ),
-        (["--proxy-id", "a b"], ["--proxy-id", "a b", "64"]),
-        (
-            ["--identify-reserve", "200"],
-            ["--identify-reserve", "200", "90"],
-        ),
-        (
-            ["--startup-timeout", "soon"],
-            ["--startup-timeout", "soon", "30s"],
-        ),
-        (["--stream-max-age", "1m"], ["--stream-max-age", "1m", "2m"]),
-        (["--buffer-bytes", "1"], ["--buffer-bytes", "\"1\"", "8MiB"]),
-        (["--log-filter", "a=b=c"], ["--log-filter", "a=b=c", "info"]),
-        (["--log", "xml"], ["--log", "xml", "text or json"]),
-        (
-            ["--drop-events", "PROXY_GAP"],
-            ["--drop-events", "PROXY_GAP", "never"],
-        ),
-        (
-            ["--event-streams", "0"],
-            ["--event-streams", "\"0\"", "1 to 256"],
-        ),
-        (["--presence", "away"], ["--presence", "away", "online"]),
-        (["--zone", "a b"], ["--zone", "a b", "A-Z"]),
-        (["--max-shards", "0"], ["--max-shards", "\"0\"", "1 to"]),
-        (
-            ["--live-feed", "maybe"],
-            ["--live-feed", "maybe", "on or off"],
-        ),
-        (
-            ["--nats-url", "http://x"],
-            ["--nats-url", "http://x", "nats://host:4222"],
-        ),
-        (["--api-url", "discord"], ["--api-url", "discord", "http"]),
-        (
-            ["--otlp-endpoint", "x:1"],
-            ["--otlp-endpoint", "x:1", "http"],
-        ),
-        (
-            ["--nats-ca", "/no/ca"],
-            ["--nats-ca", "/no/ca", "cannot be read"],
-        ),
-        (
-            ["--nats-cert", "/no/cert"],
-            ["--nats-cert", "nats-key", "needs"],
-        ),
-        (
-            ["--nats-user", "me"],
-            ["nats-password", "NATS_PASSWORD", "user"],
-        ),
-    ] {
-        let error = flags(&args).expect_err(args[0]);
-        for part in parts {
+    for (flag, value, allowed) in REFUSED {
+        let error = flags(&[flag, value]).expect_err(flag);
+        for part in [flag, value, allowed] {
             assert!(error.contains(part), "{part:?} is missing in: {error}");
         }
     }
+    let error = flags(&["--nats-cert", "/no/cert"]).unwrap_err();
+    assert!(
+        error.contains("--nats-cert needs --nats-key too"),
+        "{error}"
+    );
+    let error = flags(&["--nats-user", "me"]).unwrap_err();
+    assert!(error.contains("NATS_PASSWORD"), "{error}");
     let error = env(&[("DISCORD_LARGE_THRESHOLD", "9")]).unwrap_err();
     assert!(
         error.contains("environment variable DISCORD_LARGE_THRESHOLD"),
