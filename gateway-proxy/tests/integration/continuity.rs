@@ -14,7 +14,7 @@ fn four_shards() -> Config {
         guilds: 40,
         shards: 4,
         max_concurrency: 4,
-        heartbeat_interval: Duration::from_millis(500),
+        heartbeat_interval: Duration::from_secs(1),
         load: Load::rate(400.0),
         ..Config::default()
     }

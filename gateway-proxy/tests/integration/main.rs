@@ -1,5 +1,7 @@
 //! The proxy as a process, against a simulated Discord and a real nats-server.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod admin;
 mod bad_input;
 mod cli;

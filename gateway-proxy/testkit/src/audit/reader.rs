@@ -66,7 +66,13 @@ impl Stored {
         };
         match id.synthetic {
             Some(("PROXY_GAP", _)) => match Gap::parse(payload, position) {
-                Some(gap) => self.gaps.push(gap),
+                Some(gap) => {
+                    if gap.reason == "oversized_frame" {
+                        // It stands in the event's place: nothing else will come.
+                        self.sessions.entry(gap.old_session.clone()).or_default().distinct += 1;
+                    }
+                    self.gaps.push(gap);
+                }
                 None => self
                     .unidentified
                     .push(format!("unreadable PROXY_GAP at {position}")),
