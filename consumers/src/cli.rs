@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Args as _, Command, FromArgMatches as _, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Options};
@@ -30,13 +30,6 @@ enum Verb {
     Commands(Box<Options>),
 }
 
-#[derive(Debug, Parser)]
-#[command(version)]
-struct WorkerCli {
-    #[command(flatten)]
-    options: Options,
-}
-
 /// The `consumers` program: `args` begins with the program's name, as in [`std::env::args_os`].
 ///
 /// Installs the log of the process and listens for SIGTERM and Ctrl-C, so it belongs into `main`.
@@ -58,9 +51,13 @@ pub fn run_worker(
     router: Router,
     args: impl IntoIterator<Item = OsString>,
 ) -> ExitCode {
-    let parsed = WorkerCli::try_parse_from(args);
-    match parsed {
-        Ok(WorkerCli { options }) => finish(program, run(router, options)),
+    // Set here, since flattened flags bring the documentation of their struct along.
+    let command = Options::augment_args(Command::new(program))
+        .about("Answers slash commands from the events of the gateway proxy")
+        .long_about(None);
+    let parsed = command.try_get_matches_from(args);
+    match parsed.and_then(|matches| Options::from_arg_matches(&matches)) {
+        Ok(options) => finish(program, run(router, options)),
         Err(error) => refuse(&error),
     }
 }

@@ -1,17 +1,21 @@
 //! Configuration of a worker: flags and environment as text, then a [`Config`] whose fields cannot
 //! be invalid. Names are the proxy's where they mean the same. Flag > environment > default.
 
+mod options;
+mod source;
 mod value;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::ServerAddr;
 use schemas::Prefix;
 use secrecy::{ExposeSecret as _, SecretString};
+
+pub use options::Options;
+use source::{Environment, Given};
 
 use crate::exit::Fatal;
 use crate::rest::ApiBase;
@@ -32,85 +36,6 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 const CONCURRENCY_MAX: u32 = 10_000;
 /// As many event streams as the proxy's largest setting.
 const EVENT_STREAMS_MAX: u32 = 1024;
-/// Largest secret file; tokens have well below 200 bytes.
-const SECRET_FILE_MAX: u64 = 64 * 1024;
-
-/// The flags of a worker, unread; flatten them into a command line of your own with
-/// `#[command(flatten)]`. Environment variables are read by [`Config::from_options`].
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct Options {
-    /// File that holds the bot's token [env: DISCORD_TOKEN_FILE, then DISCORD_TOKEN]
-    #[arg(long, value_name = "PATH", help_heading = "Discord")]
-    pub token_file: Option<String>,
-    /// Discord's REST API, or a proxy for it; ends in /api/v10 [env: DISCORD_API_URL]
-    /// [default: https://discord.com/api/v10]
-    #[arg(long, value_name = "URL", help_heading = "Discord")]
-    pub api_url: Option<String>,
-
-    /// NATS servers separated by commas [env: NATS_URL] [default: nats://127.0.0.1:4222]
-    #[arg(long, value_name = "URLS", help_heading = "NATS")]
-    pub nats_url: Option<String>,
-    /// Credentials file with user JWT and seed [env: NATS_CREDS]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_creds: Option<String>,
-    /// File with the seed of a user nkey [env: NATS_NKEY]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_nkey: Option<String>,
-    /// User name; the password comes from NATS_PASSWORD or a file [env: NATS_USER]
-    #[arg(long, value_name = "NAME", help_heading = "NATS")]
-    pub nats_user: Option<String>,
-    /// File that holds the password [env: NATS_PASSWORD_FILE]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_password_file: Option<String>,
-    /// File that holds the authentication token [env: NATS_TOKEN_FILE, then NATS_TOKEN]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_token_file: Option<String>,
-    /// Certificates (PEM) trusted in place of the public ones [env: NATS_CA]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_ca: Option<String>,
-    /// Client certificate (PEM) [env: NATS_CERT]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_cert: Option<String>,
-    /// Private key (PEM) of the client certificate [env: NATS_KEY]
-    #[arg(long, value_name = "PATH", help_heading = "NATS")]
-    pub nats_key: Option<String>,
-
-    /// First token of every subject, as at the proxy [env: SUBJECT_PREFIX] [default: discord]
-    #[arg(long, value_name = "PREFIX", help_heading = "Events")]
-    pub subject_prefix: Option<String>,
-    /// Streams the shards are spread over, as at the proxy [env: EVENT_STREAMS] [default: 1]
-    #[arg(long, value_name = "K", help_heading = "Events")]
-    pub event_streams: Option<String>,
-    /// Durable consumer; workers with the same one share its events [env: CONSUMER_NAME]
-    /// [default: commands]
-    #[arg(long, value_name = "NAME", help_heading = "Events")]
-    pub consumer: Option<String>,
-    /// Interactions this worker handles at once [env: CONCURRENCY] [default: 64]
-    #[arg(long, value_name = "N", help_heading = "Events")]
-    pub concurrency: Option<String>,
-
-    /// Name of this worker [env: WORKER_ID] [default: made from host name and process id]
-    #[arg(long, value_name = "NAME", help_heading = "Process")]
-    pub worker_id: Option<String>,
-    /// Address of /live, /ready, /health and /metrics; `0` picks a free port and logs it
-    /// [env: HTTP_LISTEN] [default: 127.0.0.1:9101]
-    #[arg(long, value_name = "ADDR", help_heading = "Process")]
-    pub http: Option<String>,
-    /// How long NATS, the stream and Discord may be missing at the start [env: STARTUP_TIMEOUT]
-    /// [default: 30s]
-    #[arg(long, value_name = "DURATION", help_heading = "Process")]
-    pub startup_timeout: Option<String>,
-    /// How long a stop waits for what is in flight [env: GRACE_PERIOD] [default: 10s]
-    #[arg(long, value_name = "DURATION", help_heading = "Process")]
-    pub grace_period: Option<String>,
-    /// Format of the log on standard error: text or json [env: LOG_FORMAT] [default: text]
-    #[arg(long, value_name = "text|json", help_heading = "Process")]
-    pub log: Option<String>,
-    /// What is logged: a level, or directives such as `info,consumers=debug` [env: RUST_LOG]
-    /// [default: info]
-    #[arg(long, value_name = "FILTER", help_heading = "Process")]
-    pub log_filter: Option<String>,
-}
 
 /// How a worker proves itself to NATS; all of it may be absent.
 #[derive(Clone, Debug, Default)]
@@ -238,79 +163,6 @@ impl Config {
 const API_URL_ALLOWED: &str = "an http or https URL that ends in /api/v10, without user and query";
 const PREFIX_ALLOWED: &str = "1 to 32 characters of A-Z, a-z, 0-9, _ and -";
 
-/// A value as text, and where a person finds it.
-struct Given {
-    text: String,
-    origin: String,
-}
-
-impl Given {
-    fn default(text: &str) -> Self {
-        Self {
-            text: text.to_owned(),
-            origin: "default".to_owned(),
-        }
-    }
-
-    fn read<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Fatal> {
-        parse(&self.text).map_err(|allowed| {
-            Fatal::usage(
-                format!("{} is {:?}", self.origin, self.text),
-                format!("allowed is {allowed}"),
-            )
-        })
-    }
-}
-
-struct Environment<'a>(&'a dyn Fn(&str) -> Option<OsString>);
-
-impl Environment<'_> {
-    /// An empty variable counts as unset: compose files pass through variables nobody set.
-    fn variable(&self, name: &str) -> Result<Option<String>, Fatal> {
-        match (self.0)(name) {
-            None => Ok(None),
-            Some(value) if value.is_empty() => Ok(None),
-            Some(value) => value.into_string().map(Some).map_err(|_| {
-                Fatal::usage(
-                    format!("environment variable {name} is not UTF-8"),
-                    "set it to plain text",
-                )
-            }),
-        }
-    }
-
-    fn setting(&self, flag: Option<String>, key: &str, name: &str) -> Result<Option<Given>, Fatal> {
-        if let Some(text) = flag {
-            return Ok(Some(Given {
-                text,
-                origin: format!("--{key}"),
-            }));
-        }
-        let from_env = self.variable(name)?;
-        let origin = format!("environment variable {name}");
-        Ok(from_env.map(|text| Given { text, origin }))
-    }
-
-    /// A secret: from the file that a flag or variable names, else from a variable of its own.
-    fn secret(
-        &self,
-        flag: Option<String>,
-        key: &str,
-        file_name: &str,
-        names: &[&str],
-    ) -> Result<Option<SecretString>, Fatal> {
-        if let Some(path) = self.setting(flag, key, file_name)? {
-            return secret_file(&path).map(Some);
-        }
-        for name in names {
-            if let Some(text) = self.variable(name)? {
-                return Ok(Some(SecretString::from(text.trim().to_owned())));
-            }
-        }
-        Ok(None)
-    }
-}
-
 fn bot_token(flag: Option<String>, env: &Environment<'_>) -> Result<SecretString, Fatal> {
     let names = ["DISCORD_TOKEN", "DISCORD_BOT_TOKEN"];
     let token = env
@@ -387,27 +239,6 @@ fn nats_auth(options: &Options, env: &Environment<'_>) -> Result<NatsAuth, Fatal
         ca: path(&options.nats_ca, "nats-ca", "NATS_CA")?,
         client_cert,
     })
-}
-
-fn secret_file(given: &Given) -> Result<SecretString, Fatal> {
-    let path = Path::new(&given.text);
-    let unusable = |why: &dyn fmt::Display| {
-        let problem = format!("{} names {}, which {why}", given.origin, path.display());
-        Fatal::usage(problem, "name a readable text file with the secret in it")
-    };
-    let size = std::fs::metadata(path)
-        .map_err(|error| unusable(&error))?
-        .len();
-    if size > SECRET_FILE_MAX {
-        return Err(unusable(&format_args!(
-            "is larger than {SECRET_FILE_MAX} bytes"
-        )));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| unusable(&error))?;
-    if text.trim().is_empty() {
-        return Err(unusable(&"is empty"));
-    }
-    Ok(SecretString::from(text.trim().to_owned()))
 }
 
 fn nats_servers(text: &str) -> Result<Vec<ServerAddr>, String> {

@@ -245,21 +245,23 @@ async fn callback(
         }
         Some(Fault::TakenThenSilent) | None => {}
     }
-    {
+    let first = {
         let mut inner = shared.0.lock().unwrap();
-        if inner
-            .answers
-            .iter()
-            .any(|answer| answer.interaction == interaction)
-        {
-            return acknowledged();
+        let known = |answer: &Callback| answer.interaction == interaction;
+        let first = !inner.answers.iter().any(known);
+        if first {
+            inner.answers.push(Callback { interaction, body });
         }
-        inner.answers.push(Callback { interaction, body });
-    }
+        first
+    };
     if matches!(fault, Some(Fault::TakenThenSilent)) {
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
-    StatusCode::NO_CONTENT.into_response()
+    if first {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        acknowledged()
+    }
 }
 
 fn acknowledged() -> Response {

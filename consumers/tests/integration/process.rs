@@ -1,6 +1,7 @@
 //! The program itself: exit codes, signals, and that no secret is logged.
 
 use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -8,8 +9,8 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::fake_discord::TOKEN;
-use crate::world::{World, patience};
+use crate::fake_discord::{Fault, TOKEN};
+use crate::world::{World, patience, until};
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_consumers"));
@@ -54,24 +55,34 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.success());
 }
 
-/// Starts the program and waits until it answers interactions.
-async fn started(command: &mut Command) -> Child {
+/// A program that answers interactions, and what it has logged.
+struct Started {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Started {
+    async fn logs(&self, text: &str) {
+        until(text, async || {
+            self.log.lock().unwrap().contains(text).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn started(command: &mut Command) -> Started {
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let reading = async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("answering interactions") {
-                return;
-            }
+    let log = Arc::new(Mutex::new(String::new()));
+    let written = Arc::clone(&log);
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            written.lock().unwrap().push_str(&line);
         }
-        panic!("the program ended during its start");
-    };
-    timeout(patience(), reading)
-        .await
-        .expect("the program starts");
-    // Keep reading, or the program would block once the pipe is full.
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    child
+    });
+    let started = Started { child, log };
+    started.logs("answering interactions").await;
+    started
 }
 
 async fn code(child: &mut Child) -> i32 {
@@ -189,11 +200,11 @@ async fn fake_nats(info: &'static str, answer: &'static str) -> String {
 async fn sigterm_and_ctrl_c_end_with_0() {
     let world = World::start().await;
     for name in ["-TERM", "-INT"] {
-        let mut child = started(&mut program_of(&world)).await;
+        let mut program = started(&mut program_of(&world)).await;
         let id = world.type_command("ping").await;
         world.answer(id).await;
-        signal(&child, name);
-        assert_eq!(code(&mut child).await, 0, "{name}");
+        signal(&program.child, name);
+        assert_eq!(code(&mut program.child).await, 0, "{name}");
     }
     world.settled("DISCORD_EVENTS").await;
 }
@@ -202,7 +213,7 @@ async fn sigterm_and_ctrl_c_end_with_0() {
 async fn a_signal_during_the_start_ends_with_0() {
     let world = World::without_stream().await;
     let mut child = program_of(&world).spawn().unwrap();
-    crate::world::until("the start to wait for its stream", async || {
+    until("the start to wait for its stream", async || {
         (world.discord.commands().len() == 2).then_some(())
     })
     .await;
@@ -213,22 +224,19 @@ async fn a_signal_during_the_start_ends_with_0() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let world = World::start().await;
-    // Nothing answers the callback, so the first signal waits for what is in flight.
-    world.discord.script(std::iter::repeat_n(
-        crate::fake_discord::Fault::TakenThenSilent,
-        1,
-    ));
-    let mut child = started(&mut program_of(&world)).await;
+    // Nothing responds to the callback, so the first signal waits for what is in flight.
+    let silence = std::iter::repeat_n(Fault::TakenThenSilent, 10);
+    world.discord.script(silence);
+    let mut program = started(&mut program_of(&world)).await;
     let id = world.type_command("ping").await;
     world.answer(id).await;
     let asked = Instant::now();
-    signal(&child, "-TERM");
-    // Told apart from the first one, which might otherwise be merged with it.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    signal(&child, "-TERM");
-    assert_eq!(code(&mut child).await, 143);
+    signal(&program.child, "-TERM");
+    program.logs("a second signal stops at once").await;
+    signal(&program.child, "-TERM");
+    assert_eq!(code(&mut program.child).await, 143);
     assert!(
-        asked.elapsed() < Duration::from_millis(900),
+        asked.elapsed() < Duration::from_secs(2),
         "{:?}",
         asked.elapsed()
     );
