@@ -96,7 +96,7 @@ pub(crate) fn cache_dir() -> Result<PathBuf, FetchError> {
     }
     // cargo marks every build directory with this file; doctests run elsewhere, but are told the
     // manifest's directory.
-    let is_target = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file() && dir.ends_with("target");
+    let is_target = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
     if let Ok(exe) = env::current_exe()
         && let Some(target) = exe.ancestors().find(is_target)
     {
@@ -121,6 +121,14 @@ pub(crate) fn cache_dir() -> Result<PathBuf, FetchError> {
 
 /// The pinned binary in `dir`, fetched if it is not there yet.
 pub(crate) fn fetch(dir: &Path) -> Result<Binary, FetchError> {
+    fetch_once(dir, fetch_into)
+}
+
+/// One of any number of concurrent callers runs `fetch_into(work directory, final path)`.
+fn fetch_once(
+    dir: &Path,
+    fetch_into: impl FnOnce(&Path, &Path) -> Result<Binary, FetchError>,
+) -> Result<Binary, FetchError> {
     let path = dir.join(format!("nats-server-{PINNED_VERSION}"));
     if let Some(binary) = usable(&path) {
         return Ok(binary);
@@ -276,6 +284,8 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Fetc
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::server::TempDir;
 
@@ -295,29 +305,64 @@ mod tests {
     }
 
     #[test]
-    fn concurrent_callers_get_one_binary_and_a_broken_one_is_replaced() {
+    fn concurrent_callers_fetch_once_and_a_broken_binary_is_replaced() {
         let dir = TempDir::new("fetch").unwrap();
-        // What an interrupted fetch of an older program could have left.
+        // What an interrupted fetch of another program could have left.
         let path = dir.path().join(format!("nats-server-{PINNED_VERSION}"));
         fs::write(&path, "half a binary").unwrap();
         fs::create_dir_all(dir.path().join("fetch/unpacked")).unwrap();
-        let found: Vec<_> = thread::scope(|scope| {
-            let callers: Vec<_> = (0..4).map(|_| scope.spawn(|| fetch(dir.path()))).collect();
-            callers
-                .into_iter()
-                .map(|caller| caller.join().unwrap().unwrap())
-                .collect()
+        let fetches = AtomicU32::new(0);
+        let fetch = || {
+            fetch_once(dir.path(), |work, path| {
+                fetches.fetch_add(1, Ordering::Relaxed);
+                let made = fake(&work.join("made"));
+                fs::rename(made, path).map_err(io_error("move", path))?;
+                usable(path).ok_or(FetchError::Broken {
+                    reason: "the fake".into(),
+                })
+            })
+        };
+        thread::scope(|scope| {
+            let callers: Vec<_> = (0..4).map(|_| scope.spawn(fetch)).collect();
+            for caller in callers {
+                assert_eq!(caller.join().unwrap().unwrap().path, path);
+            }
         });
-        for binary in found {
-            assert_eq!(
-                (binary.path, binary.version.to_string().as_str()),
-                (path.clone(), PINNED_VERSION)
-            );
-        }
+        assert_eq!(fetches.into_inner(), 1);
         assert!(
             !dir.path().join("fetch").exists(),
             "the work directory is removed"
         );
+    }
+
+    #[test]
+    fn a_failed_fetch_leaves_nothing_that_looks_like_a_binary() {
+        let dir = TempDir::new("fetch").unwrap();
+        let failed = fetch_once(dir.path(), |work, _| {
+            fs::write(work.join("half"), "x").map_err(io_error("write", work))?;
+            Err(FetchError::NoCacheDir)
+        });
+        assert!(matches!(failed, Err(FetchError::NoCacheDir)));
+        let left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["fetch.lock"]);
+    }
+
+    /// Something that tells the pinned version. Written by another process: a file that this one
+    /// has open for writing in a concurrently forked child cannot be executed.
+    fn fake(path: &Path) -> PathBuf {
+        let script = "printf '#!/bin/sh\\necho nats-server: v2.15.1\\n' >\"$0\"; chmod +x \"$0\"";
+        assert!(
+            Command::new("sh")
+                .args(["-c", script])
+                .arg(path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        path.to_owned()
     }
 
     #[test]
