@@ -12,6 +12,7 @@ use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use schemas::ProxyId;
 use tokio::runtime::Handle;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -41,7 +42,7 @@ pub struct Telemetry {
 pub fn init(config: &Config) -> Result<Telemetry, Fatal> {
     let provider = config
         .otlp_endpoint()
-        .map(|url| tracer(url, config))
+        .map(|url| tracer(url, config.proxy_id()))
         .transpose()?;
     let spans = provider.as_ref().map(|provider| {
         tracing_opentelemetry::layer().with_tracer(provider.tracer("gateway-proxy"))
@@ -88,7 +89,7 @@ fn is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-fn tracer(endpoint: &Url, config: &Config) -> Result<SdkTracerProvider, Fatal> {
+fn tracer(endpoint: &Url, proxy: &ProxyId) -> Result<SdkTracerProvider, Fatal> {
     let unusable = |error: String| {
         Fatal::usage(
             format!("--otlp-endpoint: {error}"),
@@ -117,7 +118,7 @@ fn tracer(endpoint: &Url, config: &Config) -> Result<SdkTracerProvider, Fatal> {
         ))
         .with_attribute(opentelemetry::KeyValue::new(
             "service.instance.id",
-            config.proxy_id().to_string(),
+            proxy.to_string(),
         ))
         .build();
     Ok(SdkTracerProvider::builder()
@@ -143,7 +144,76 @@ impl SpanExporter for OnRuntime {
             .map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?
     }
 
+    fn set_resource(&mut self, resource: &Resource) {
+        // Called once, before the first export: nobody else holds the exporter yet.
+        if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
+            exporter.set_resource(resource);
+        }
+    }
+
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
         self.exporter.shutdown_with_timeout(timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Bytes;
+    use axum::extract::State;
+    use axum::http::Uri;
+    use opentelemetry::trace::{Span as _, Tracer as _};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    type Requests = mpsc::Sender<(Uri, Bytes)>;
+
+    async fn collector() -> (Url, mpsc::Receiver<(Uri, Bytes)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}/base/", listener.local_addr().unwrap())).unwrap();
+        let (requests, received) = mpsc::channel(8);
+        let take = |State(requests): State<Requests>, uri: Uri, body: Bytes| async move {
+            requests.send((uri, body)).await.unwrap();
+        };
+        let router = Router::new().fallback(take).with_state(requests);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (url, received)
+    }
+
+    // One thread, as in the program: an export that needed another one would never finish.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_flush_sends_the_last_spans_to_the_collector() {
+        let (url, mut received) = collector().await;
+        let provider = tracer(&url, &"proxy-1".parse().unwrap()).unwrap();
+        provider.tracer("test").start("the-span").end();
+        Telemetry {
+            provider: Some(provider),
+        }
+        .flush()
+        .await;
+        let (uri, body) = received.try_recv().expect("the collector was asked");
+        assert_eq!(uri.path(), "/base/v1/traces");
+        let text = String::from_utf8_lossy(&body).into_owned();
+        assert!(
+            text.contains("the-span") && text.contains("proxy-1"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_collector_that_is_away_does_not_keep_the_process() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let provider = tracer(&url, &"proxy-1".parse().unwrap()).unwrap();
+        provider.tracer("test").start("the-span").end();
+        let began = std::time::Instant::now();
+        Telemetry {
+            provider: Some(provider),
+        }
+        .flush()
+        .await;
+        assert!(began.elapsed() < FLUSH_TIMEOUT * 3, "{:?}", began.elapsed());
     }
 }

@@ -127,7 +127,7 @@ impl EventNames {
     }
 }
 
-impl super::value::Shown for EventNames {
+impl super::shown::Shown for EventNames {
     fn shown(&self) -> toml::Value {
         toml::Value::Array(self.0.iter().cloned().map(toml::Value::String).collect())
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::value::Shown;
+use super::shown::Shown;
 
 /// Longest presence in bytes of JSON. An IDENTIFY may have 4096 bytes in all (Discord, Gateway,
 /// Sending Events); token, properties and intents need a few hundred.

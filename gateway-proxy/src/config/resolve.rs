@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use super::ConfigError;
 use super::raw::{Given, Merged, Source};
 use super::setting::{ALL, API_URL, NATS_URL, OTLP_ENDPOINT, Setting};
-use super::value::Shown;
+use super::shown::Shown;
 
 /// What `check-config` prints in place of a secret.
 const REDACTED: &str = "[redacted]";

@@ -5,7 +5,8 @@ use std::num::NonZeroU32;
 
 use schemas::{IdError, ShardId};
 
-use super::value::{Shown, number};
+use super::shown::Shown;
+use super::value::number;
 
 /// Most shards a bot may be given here. The largest known bots have a few ten thousand; a bound
 /// keeps `0-4000000000` from filling the memory.

@@ -572,11 +572,7 @@ fn more_streams_than_shards_are_refused() {
 }
 
 #[test]
-fn a_generated_name_is_valid_whatever_the_host_is_called() {
-    for host in ["", "host", "a.b.example", "ünï", &"x".repeat(300)] {
-        let id = generated_id(host, 0xabcd);
-        assert!(id.as_str().ends_with("-0000abcd"), "{id}");
-    }
+fn two_processes_of_one_host_have_different_names() {
     let (a, b) = (flags(&[]).unwrap(), flags(&[]).unwrap());
     assert_ne!(a.proxy_id(), b.proxy_id());
 }

@@ -7,11 +7,6 @@ use std::time::Duration;
 
 use url::Url;
 
-/// A value that `check-config` prints in its effective form.
-pub(crate) trait Shown {
-    fn shown(&self) -> toml::Value;
-}
-
 /// Transport compression of the gateway connection (Discord, Gateway, Encoding and Compression).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -243,61 +238,9 @@ pub(crate) fn zone(text: &str) -> Result<String, String> {
     }
 }
 
-impl Shown for Compression {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(self.to_string())
-    }
-}
-
-impl Shown for LogFormat {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(self.to_string())
-    }
-}
-
-impl Shown for Duration {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(DurationText(*self).to_string())
-    }
-}
-
-impl Shown for bool {
-    fn shown(&self) -> toml::Value {
-        toml::Value::Boolean(*self)
-    }
-}
-
-impl Shown for String {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(self.clone())
-    }
-}
-
-impl Shown for SocketAddr {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(self.to_string())
-    }
-}
-
-impl Shown for Url {
-    fn shown(&self) -> toml::Value {
-        toml::Value::String(self.as_str().trim_end_matches('/').to_owned())
-    }
-}
-
-macro_rules! shown_as_integer {
-    ($($number:ty),*) => {
-        $(impl Shown for $number {
-            fn shown(&self) -> toml::Value {
-                toml::Value::Integer(i64::from(*self))
-            }
-        })*
-    };
-}
-shown_as_integer!(u8, u16, u32, i32);
-
 #[cfg(test)]
 mod tests {
+    use super::super::shown::Shown as _;
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
