@@ -1,0 +1,321 @@
+//! One run: start everything, follow the schedule, let it settle, compare.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use schemas::Prefix;
+use testkit::audit::{AuditReport, audit, wait_caught_up};
+use testkit::nats::{self, Server};
+use testkit::simulator::{Action, Config, Fault, GuildBytes, Load, Rule, Simulator, Target};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::Options;
+use crate::proxies::Proxy;
+use crate::schedule::{Step, Trouble, schedule};
+
+/// How long everything may take to be stored after the last trouble.
+const SETTLE: Duration = Duration::from_secs(180);
+/// How long a drain may take.
+const DRAIN: Duration = Duration::from_secs(30);
+
+struct Run {
+    simulator: Simulator,
+    nats: Server,
+    proxies: Vec<Proxy>,
+    // Processes that stand still, and until when.
+    frozen_proxies: Vec<(usize, Instant)>,
+    nats_back: Option<(Instant, NatsIs)>,
+    struck: BTreeMap<String, u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NatsIs {
+    Dead,
+    Frozen,
+}
+
+/// Runs once; true when nothing was lost, doubled or changed.
+pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
+    let directory = std::env::temp_dir().join(format!("chaos-{}", std::process::id()));
+    let logs = options.logs.clone().unwrap_or_else(|| directory.clone());
+    std::fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
+    let started = Instant::now();
+    let mut run = Run::start(options, &logs).await?;
+    let outcome = tokio::select! {
+        outcome = run.torment(options) => outcome,
+        _ = tokio::signal::ctrl_c() => bail!("stopped by Ctrl-C; nothing was compared"),
+    };
+    outcome?;
+    let report = run.settle(options).await?;
+    let clean = summarise(options, &run, &report, started.elapsed())?;
+    if clean && options.logs.is_none() {
+        drop(std::fs::remove_dir_all(&directory));
+    } else {
+        say(&format!("logs: {}", logs.display()));
+    }
+    Ok(clean)
+}
+
+impl Run {
+    async fn start(options: &Options, logs: &Path) -> anyhow::Result<Self> {
+        let nats = nats::start(nats::Options::default()).await?;
+        let simulator = Simulator::start(Config {
+            guilds: options.guilds,
+            shards: options.shards,
+            max_concurrency: options.shards,
+            seed: options.seed,
+            heartbeat_interval: Duration::from_secs(2),
+            guild_bytes: GuildBytes { max: 1_000_000, ..GuildBytes::default() },
+            ..Config::default()
+        })
+        .await?;
+        let per_proxy = options.shards.div_ceil(u32::try_from(options.proxies.max(1))?).max(1);
+        let proxies = (0..options.proxies.max(1))
+            .map(|index| proxy(options, &nats, &simulator, logs, index, per_proxy))
+            .collect();
+        let mut run = Self {
+            simulator,
+            nats,
+            proxies,
+            frozen_proxies: Vec::new(),
+            nats_back: None,
+            struck: BTreeMap::new(),
+        };
+        for proxy in &mut run.proxies {
+            proxy.start()?;
+        }
+        Ok(run)
+    }
+
+    /// Follows the schedule.
+    async fn torment(&mut self, options: &Options) -> anyhow::Result<()> {
+        let steps = schedule(
+            options.seed,
+            options.lasts,
+            options.every,
+            self.proxies.len(),
+            options.shards,
+        );
+        say(&format!(
+            "seed {}: {} troubles within {:?}, {} events/s over {} shards, {} proxies",
+            options.seed,
+            steps.len(),
+            options.lasts,
+            options.rate,
+            options.shards,
+            self.proxies.len()
+        ));
+        self.simulator.set_load(Load::rate(options.rate));
+        let start = Instant::now();
+        for step in steps {
+            self.wait_until(start + step.at).await?;
+            self.strike(&step).await?;
+        }
+        self.wait_until(start + options.lasts).await
+    }
+
+    /// Waits, ending freezes and outages on the way.
+    async fn wait_until(&mut self, at: Instant) -> anyhow::Result<()> {
+        loop {
+            let next_proxy = self.frozen_proxies.iter().map(|(_, until)| *until).min();
+            let next = next_proxy
+                .into_iter()
+                .chain(self.nats_back.map(|(back, _)| back))
+                .min()
+                .filter(|next| *next < at);
+            sleep_until(next.unwrap_or(at)).await;
+            self.undo_due(Instant::now()).await?;
+            if next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn undo_due(&mut self, now: Instant) -> anyhow::Result<()> {
+        let due: Vec<_> = self.frozen_proxies.extract_if(.., |(_, until)| *until <= now).collect();
+        for (index, _) in due {
+            self.proxies[index].signal(Signal::SIGCONT)?;
+        }
+        if let Some((back, is)) = self.nats_back
+            && back <= now
+        {
+            self.nats_back = None;
+            match is {
+                NatsIs::Dead => tokio::task::block_in_place(|| self.nats.start_again())?,
+                NatsIs::Frozen => self.nats.resume()?,
+            }
+        }
+        for proxy in &mut self.proxies {
+            if let Some(end) = proxy.died() {
+                bail!(end);
+            }
+        }
+        Ok(())
+    }
+
+    async fn strike(&mut self, step: &Step) -> anyhow::Result<()> {
+        *self.struck.entry(step.trouble.kind()).or_default() += 1;
+        let now = Instant::now();
+        match &step.trouble {
+            Trouble::KillProxy { proxy } => {
+                self.thaw(*proxy)?;
+                self.proxies[*proxy].signal(Signal::SIGKILL)?;
+                self.proxies[*proxy].ended().await?;
+                self.proxies[*proxy].start()?;
+            }
+            Trouble::DrainProxy { proxy } => {
+                self.thaw(*proxy)?;
+                let draining = &mut self.proxies[*proxy];
+                draining.signal(Signal::SIGTERM)?;
+                let code = timeout(DRAIN, draining.ended()).await;
+                let code = code.with_context(|| format!("{} does not end", draining.name))??;
+                if code != Some(0) {
+                    bail!("{} drained with {code:?}", draining.name);
+                }
+                draining.start()?;
+            }
+            Trouble::FreezeProxy { proxy, lasts } => {
+                self.proxies[*proxy].signal(Signal::SIGSTOP)?;
+                self.frozen_proxies.push((*proxy, now + *lasts));
+            }
+            Trouble::KillNats { away } if self.nats_back.is_none() => {
+                tokio::task::block_in_place(|| self.nats.kill9())?;
+                self.nats_back = Some((now + *away, NatsIs::Dead));
+            }
+            Trouble::FreezeNats { lasts } if self.nats_back.is_none() => {
+                self.nats.pause()?;
+                self.nats_back = Some((now + *lasts, NatsIs::Frozen));
+            }
+            // It is away already.
+            Trouble::KillNats { .. } | Trouble::FreezeNats { .. } => {}
+            Trouble::Discord(action) => {
+                self.simulator.apply(action.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn thaw(&mut self, proxy: usize) -> anyhow::Result<()> {
+        self.frozen_proxies.retain(|(frozen, _)| *frozen != proxy);
+        self.proxies[proxy].signal(Signal::SIGCONT)
+    }
+
+    /// Ends every trouble and the load, waits until everything is stored, compares.
+    async fn settle(&mut self, options: &Options) -> anyhow::Result<AuditReport> {
+        let far = Instant::now() + Duration::from_secs(3_600);
+        self.undo_due(far).await?;
+        self.simulator.apply(Action::Fault { target: Target::All, fault: Fault::Heal });
+        self.simulator.set_load(Load::quiet());
+        let client = nats::connect(&self.nats.url()).await?;
+        let prefix = Prefix::default();
+        self.all_shards_live(options).await?;
+        if let Err(error) = wait_caught_up(&client, &prefix, &self.simulator, SETTLE).await {
+            say(&format!("{error}"));
+        }
+        Ok(audit(&client, &prefix, &self.simulator.ledger()).await?)
+    }
+
+    /// Waits until every shard has a session that lives.
+    async fn all_shards_live(&self, options: &Options) -> anyhow::Result<()> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let live = self
+                .simulator
+                .progress()
+                .into_iter()
+                .filter(|session| session.state == testkit::simulator::SessionState::Connected)
+                .map(|session| session.shard.id())
+                .collect::<std::collections::BTreeSet<_>>();
+            if live.len() == options.shards as usize {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("only {} of {} shards came back: {live:?}", live.len(), options.shards);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn proxy(
+    options: &Options,
+    nats: &Server,
+    simulator: &Simulator,
+    logs: &Path,
+    index: usize,
+    per_proxy: u32,
+) -> Proxy {
+    let first = index as u32 * per_proxy;
+    let last = (first + per_proxy).min(options.shards).saturating_sub(1);
+    let name = format!("proxy-{index}");
+    let args = [
+        "run".to_owned(),
+        format!("--nats-url={}", nats.url()),
+        format!("--api-url={}", simulator.api_url()),
+        format!("--shards={}", options.shards),
+        format!("--shard-ids={first}-{last}"),
+        format!("--compression={}", options.compression),
+        format!("--proxy-id={name}"),
+        "--http=127.0.0.1:0".to_owned(),
+        "--identify-reserve=0".to_owned(),
+        "--startup-timeout=60s".to_owned(),
+    ];
+    let token = simulator.token().to_owned();
+    Proxy::new(name.clone(), args.to_vec(), token, logs.join(format!("{name}.log")))
+}
+
+fn summarise(
+    options: &Options,
+    run: &Run,
+    report: &AuditReport,
+    took: Duration,
+) -> anyhow::Result<bool> {
+    let mut out = std::io::stdout().lock();
+    let struck: u32 = run.struck.values().sum();
+    writeln!(out, "{struck} troubles in {took:.1?}:")?;
+    for (kind, count) in &run.struck {
+        writeln!(out, "  {count:>4} × {kind}")?;
+    }
+    writeln!(out, "{report}")?;
+    let rude: usize = report
+        .violations
+        .iter()
+        .filter(|(rule, _)| !is_allowed(**rule))
+        .map(|(_, count)| count)
+        .sum();
+    let clean = report.is_clean() && rude == 0;
+    writeln!(
+        out,
+        "| seed | troubles | events | lost | doubled | out of order | altered | wrong subject | gaps | gaps owed | identifies | rude |"
+    )?;
+    writeln!(
+        out,
+        "| {} | {struck} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {rude} |",
+        options.seed,
+        report.events,
+        report.missing.count,
+        report.duplicated.count,
+        report.out_of_order.count,
+        report.altered.count,
+        report.wrong_subject.count,
+        report.gaps.len(),
+        report.gaps_owed.count,
+        report.identifies,
+    )?;
+    Ok(clean)
+}
+
+/// Discord's documentation sends a client whose resume url cannot be reached back to the first url, and
+/// the schedule makes it unreachable.
+fn is_allowed(rule: Rule) -> bool {
+    rule == Rule::ResumeOnMainUrl
+}
+
+fn say(text: &str) {
+    // A terminal that is gone is no reason to stop.
+    drop(writeln!(std::io::stdout(), "{text}"));
+}
