@@ -127,10 +127,12 @@ impl NatsSettings {
     pub fn local(url: &str) -> Result<Self, ConfigError> {
         let source = super::raw::Source::Default(NATS_URL.key);
         let server = url::server(url).map_err(|error| ConfigError::invalid(&source, url, error))?;
-        let tls = tls::client_config(tls::public_roots(), None).map_err(|problem| ConfigError::Invalid {
-            origin: "TLS".to_owned(),
-            value: url.to_owned(),
-            allowed: problem,
+        let tls = tls::client_config(tls::public_roots(), None).map_err(|problem| {
+            ConfigError::Invalid {
+                origin: "TLS".to_owned(),
+                value: url.to_owned(),
+                allowed: problem,
+            }
         })?;
         Ok(Self {
             servers: vec![server.0],
