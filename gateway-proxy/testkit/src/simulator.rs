@@ -28,10 +28,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::ShardId;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
+pub use self::compress::Transport;
 pub use self::config::{
     Compression, Config, GuildBytes, Load, Mix, Pace, SessionStarts, Strictness,
 };
@@ -44,6 +44,7 @@ pub use self::ledger::{
 };
 use self::load::Playback;
 pub use self::load::PlaybackError;
+pub use self::session::Progress;
 use self::state::{Shared, Urls};
 pub use self::stats::{ShardStats, Stats};
 
@@ -65,21 +66,6 @@ pub enum StartError {
     /// The recording cannot be played.
     #[error(transparent)]
     Playback(#[from] PlaybackError),
-}
-
-/// How far a session is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Its id.
-    pub id: String,
-    /// Its shard tuple.
-    pub shard: ShardId,
-    /// Whether it lives.
-    pub state: SessionState,
-    /// Dispatches generated: the highest `s`.
-    pub events: u64,
-    /// Of them not yet written to the socket.
-    pub unsent: u64,
 }
 
 /// A running simulated Discord. Dropping it stops it.
@@ -199,17 +185,7 @@ impl Simulator {
     #[must_use]
     pub fn progress(&self) -> Vec<Progress> {
         let sessions = self.shared.hub().sessions.clone();
-        let progress = sessions.iter().map(|session| {
-            let (state, events, unsent) = session.progress();
-            Progress {
-                id: session.id.clone(),
-                shard: session.shard,
-                state,
-                events,
-                unsent,
-            }
-        });
-        progress.collect()
+        sessions.iter().map(|session| session.progress()).collect()
     }
 
     /// Counters.

@@ -69,7 +69,10 @@ impl Stored {
                 Some(gap) => {
                     if gap.reason == "oversized_frame" {
                         // It stands in the event's place: nothing else will come.
-                        self.sessions.entry(gap.old_session.clone()).or_default().distinct += 1;
+                        self.sessions
+                            .entry(gap.old_session.clone())
+                            .or_default()
+                            .distinct += 1;
                     }
                     self.gaps.push(gap);
                 }

@@ -5,6 +5,7 @@
 use std::io;
 
 use flate2::{Compress, Compression as Level, FlushCompress};
+use serde::Serialize;
 use zstd::stream::raw::{CParameter, Encoder as Zstd, InBuffer, Operation, OutBuffer};
 
 use super::config::Compression;
@@ -20,10 +21,14 @@ const RESERVED_BLOCK: u8 = 0b110;
 const BOMB_PIECE: usize = 1 << 20;
 
 /// `compress=` of the connection's URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// No transport compression.
     None,
+    /// One zlib stream per connection.
     ZlibStream,
+    /// One zstd stream per connection.
     ZstdStream,
 }
 
@@ -216,13 +221,13 @@ fn compress(zstd: &mut Zstd<'static>, input: &[u8], flush: bool, out: &mut Vec<u
         let mut room = OutBuffer::around_pos(out, at);
         zstd.run(&mut input, &mut room).expect("zstd into memory");
     }
-    while flush {
+    // What is left in the compressor; it only shrinks.
+    let mut left = usize::from(flush);
+    while left > 0 {
         out.reserve(SPARE);
         let at = out.len();
         let mut room = OutBuffer::around_pos(out, at);
-        if zstd.flush(&mut room).expect("zstd into memory") == 0 {
-            return;
-        }
+        left = zstd.flush(&mut room).expect("zstd into memory");
     }
 }
 

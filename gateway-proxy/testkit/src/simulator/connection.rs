@@ -169,11 +169,20 @@ impl Connection {
     fn produce(&mut self) {
         self.more = false;
         let Some(session) = &self.session else { return };
-        let silent = self
+        if session.is_overrun() {
+            self.end = Some(End::Reset);
+            return;
+        }
+        if self
             .lasting
             .silent_until
-            .is_some_and(|until| until > Instant::now());
-        if silent || !self.out.is_empty() || !self.may_write() {
+            .is_some_and(|until| until > Instant::now())
+        {
+            return;
+        }
+        if !self.out.is_empty() || !self.may_write() {
+            // Once that is written there may be dispatches.
+            self.more = true;
             return;
         }
         let shared = &self.shared;
@@ -182,7 +191,6 @@ impl Connection {
             Filled::More => self.more = true,
             // Ended or resumed elsewhere: an order says so, or already did.
             Filled::Drained | Filled::Detached => {}
-            Filled::Overrun => self.end = Some(End::Reset),
         }
     }
 
@@ -409,22 +417,21 @@ impl Connection {
             End::Reset => handshake::reset(&self.stream),
             End::Client(code) => {
                 push_close(&mut self.out, code.unwrap_or(1000), "");
-                self.linger().await;
+                self.linger(false).await;
             }
-            End::Server(_) => self.linger().await,
+            End::Server(_) => self.linger(true).await,
         }
     }
 
-    /// Writes the close frame and reads on until the client has it: closing with unread bytes would
-    /// reset the connection and take the close frame with it.
-    async fn linger(&mut self) {
+    /// Writes what is left, and waits for the client's close frame where it is still due: closing
+    /// with unread bytes would reset the connection and take the server's close frame with it.
+    async fn linger(&mut self, mut close_due: bool) {
         let until = Instant::now() + CLOSE_LINGER;
         self.lasting = Lasting::default();
         self.end = None;
-        let mut rubbish = [0_u8; READ_BYTES];
         loop {
             self.transmit();
-            if self.end.is_some() {
+            if self.end.is_some() || (self.out.is_empty() && !close_due) {
                 return;
             }
             let mut interest = Interest::READABLE;
@@ -435,19 +442,49 @@ impl Connection {
                 () = self.shared.cancel.cancelled() => return,
                 () = sleep_until(until) => return,
                 ready = self.stream.ready(interest) => {
-                    if ready.is_err() {
-                        return;
-                    }
-                    match self.stream.try_read(&mut rubbish) {
-                        Ok(0) => return,
-                        Ok(_) => {}
-                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(_) => return,
+                    let Ok(ready) = ready else { return };
+                    self.blocked &= !ready.is_writable();
+                    match self.drain() {
+                        Drained::Gone => return,
+                        Drained::Closed => close_due = false,
+                        Drained::Nothing => {}
                     }
                 }
             }
         }
     }
+
+    /// Reads and throws away.
+    fn drain(&mut self) -> Drained {
+        let mut chunk = [0_u8; READ_BYTES];
+        match self.stream.try_read(&mut chunk) {
+            Ok(0) => Drained::Gone,
+            Ok(read) => {
+                self.reader.push(&chunk[..read]);
+                loop {
+                    match self.reader.next() {
+                        Ok(Some(Incoming::Close(_))) => return Drained::Closed,
+                        Ok(None | Some(Incoming::TooLarge(_))) | Err(_) => {
+                            return Drained::Nothing;
+                        }
+                        Ok(Some(_)) => {}
+                    }
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Drained::Nothing,
+            Err(_) => Drained::Gone,
+        }
+    }
+}
+
+/// What a closing connection read.
+enum Drained {
+    /// The client's close frame.
+    Closed,
+    /// The end.
+    Gone,
+    /// Something else.
+    Nothing,
 }
 
 /// Close codes after which RESUME is of no use.

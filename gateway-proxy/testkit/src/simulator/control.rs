@@ -49,13 +49,10 @@ async fn violations(State(shared): App) -> Response {
 }
 
 async fn act(State(shared): App, body: Bytes) -> Response {
-    match parse::<Action>(&body) {
-        Ok(action) => {
-            let reached = actions::apply(&shared, action);
-            Json(json!({"reached": reached})).into_response()
-        }
-        Err(refusal) => refusal,
-    }
+    with::<Action>(&body, |action| {
+        let reached = actions::apply(&shared, action);
+        Json(json!({"reached": reached})).into_response()
+    })
 }
 
 async fn load(State(shared): App) -> Response {
@@ -63,13 +60,10 @@ async fn load(State(shared): App) -> Response {
 }
 
 async fn set_load(State(shared): App, body: Bytes) -> Response {
-    match parse::<Load>(&body) {
-        Ok(load) => {
-            shared.set_load(load);
-            StatusCode::NO_CONTENT.into_response()
-        }
-        Err(refusal) => refusal,
-    }
+    with::<Load>(&body, |load| {
+        shared.set_load(load);
+        StatusCode::NO_CONTENT.into_response()
+    })
 }
 
 async fn shutdown(State(shared): App) -> Response {
@@ -77,7 +71,10 @@ async fn shutdown(State(shared): App) -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(body)
-        .map_err(|e| (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response())
+/// Answers 400 with the reason where the body is something else.
+fn with<T: DeserializeOwned>(body: &[u8], answer: impl FnOnce(T) -> Response) -> Response {
+    match serde_json::from_slice(body) {
+        Ok(value) => answer(value),
+        Err(e) => (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response(),
+    }
 }

@@ -21,6 +21,25 @@ const STARTUP_WHILE_AWAY: usize = 20;
 /// Marks an event of no guild.
 pub(crate) const NO_GUILD_INDEX: u32 = u32::MAX;
 
+/// How far a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Its id.
+    pub id: String,
+    /// Its shard tuple.
+    pub shard: ShardId,
+    /// Compression it was begun with.
+    pub transport: Transport,
+    /// Whether it lives.
+    pub state: SessionState,
+    /// Dispatches generated: the highest `s`.
+    pub events: u64,
+    /// Of them not yet written to the socket.
+    pub unsent: u64,
+    /// The lowest `s` that the replay buffer holds.
+    pub replayable_from: u64,
+}
+
 /// Query parameters a connection was opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Params {
@@ -159,8 +178,6 @@ pub(crate) enum Filled {
     Drained,
     /// Another socket holds the session.
     Detached,
-    /// The client reads too slowly.
-    Overrun,
 }
 
 impl Session {
@@ -277,9 +294,6 @@ impl Session {
             .is_none_or(|attached| attached.connection != connection)
         {
             return Filled::Detached;
-        }
-        if inner.overrun {
-            return Filled::Overrun;
         }
         let now_us = shared.now_us().max(1);
         let mut written = 0;
@@ -514,11 +528,23 @@ impl Session {
         None
     }
 
-    /// State, dispatches generated, and those not yet written.
-    pub(crate) fn progress(&self) -> (SessionState, u64, u64) {
+    /// The client reads so slowly that too much is unsent.
+    pub(crate) fn is_overrun(&self) -> bool {
+        self.lock().overrun
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
         let inner = self.lock();
-        let last = inner.last_seq();
-        (inner.state(), last, (last + 1).saturating_sub(inner.cursor))
+        let events = inner.last_seq();
+        Progress {
+            id: self.id.clone(),
+            shard: self.shard,
+            transport: self.params.transport,
+            state: inner.state(),
+            events,
+            unsent: (events + 1).saturating_sub(inner.cursor),
+            replayable_from: inner.first_seq,
+        }
     }
 
     pub(crate) fn record(&self) -> SessionRecord {

@@ -78,15 +78,15 @@ impl Stats {
         };
         let mut shards = BTreeMap::<String, ShardStats>::new();
         for session in live {
-            let (state, events, unsent) = session.progress();
+            let progress = session.progress();
             let shard = shards.entry(session.shard.to_string()).or_default();
-            match state {
+            match progress.state {
                 SessionState::Connected => shard.connected += 1,
                 SessionState::Disconnected => shard.disconnected += 1,
                 SessionState::Ended => continue,
             }
-            shard.events += events;
-            shard.unsent += unsent;
+            shard.events += progress.events;
+            shard.unsent += progress.unsent;
             shard.guilds = session.guilds.len();
         }
         Self {

@@ -248,8 +248,7 @@ mod tests {
 
     #[test]
     fn too_large_is_said_before_the_bytes_are_there() {
-        let mut reader = Reader::default();
-        reader.buffer = masked(0x81, &[b'x'; 4097])[..20].to_vec();
+        let mut reader = Reader::new(masked(0x81, &[b'x'; 4097])[..20].to_vec());
         assert_eq!(reader.next(), Ok(Some(Incoming::TooLarge(4097))));
     }
 

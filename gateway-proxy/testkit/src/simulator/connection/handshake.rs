@@ -78,26 +78,10 @@ async fn open(
     mut stream: TcpStream,
     on_resume_url: bool,
 ) -> io::Result<Option<Connection>> {
-    stream.set_nodelay(true)?;
-    let (head, rest) = read_head(&mut stream).await?;
-    let upgrade = parse_head(&head);
-    let Some((upgrade, key)) = upgrade.and_then(|u| u.key.clone().map(|key| (u, key))) else {
-        let answer = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\n\
-                      Content-Length: 0\r\nConnection: close\r\n\r\n";
-        stream.write_all(answer.as_bytes()).await?;
+    let Some((target, rest, fault)) = upgrade(&shared, &mut stream).await? else {
         return Ok(None);
     };
-    let fault = next_connect_fault(&shared);
-    if fault == Some(ConnectFault::Unavailable) {
-        let answer = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\
-                      Connection: close\r\n\r\n";
-        stream.write_all(answer.as_bytes()).await?;
-        return Ok(None);
-    }
-    stream
-        .write_all(switching_protocols(&key).as_bytes())
-        .await?;
-    let params = parse_params(&upgrade.target);
+    let params = parse_params(&target);
     let transport = params
         .as_ref()
         .map_or(Transport::None, |params| params.transport);
@@ -149,7 +133,7 @@ async fn open(
     };
     match refused {
         Some((rule, code)) => {
-            connection.violation(rule, upgrade.target);
+            connection.violation(rule, target);
             connection.close(code, "Invalid API version or encoding.");
         }
         None => connection.greet(fault),
@@ -175,6 +159,39 @@ impl Connection {
         // What came together with the request, if anything.
         self.messages();
     }
+}
+
+/// The HTTP half: the request's target, what came behind it, and the fault this connection meets.
+async fn upgrade(
+    shared: &Shared,
+    stream: &mut TcpStream,
+) -> io::Result<Option<(String, Vec<u8>, Option<ConnectFault>)>> {
+    stream.set_nodelay(true)?;
+    let (head, rest) = read_head(stream).await?;
+    let upgrade = parse_head(&head);
+    let Some((upgrade, key)) = upgrade.and_then(|u| u.key.clone().map(|key| (u, key))) else {
+        stream
+            .write_all(refusal("426 Upgrade Required").as_bytes())
+            .await?;
+        return Ok(None);
+    };
+    let fault = next_connect_fault(shared);
+    if fault == Some(ConnectFault::Unavailable) {
+        stream
+            .write_all(refusal("503 Service Unavailable").as_bytes())
+            .await?;
+        return Ok(None);
+    }
+    stream
+        .write_all(switching_protocols(&key).as_bytes())
+        .await?;
+    Ok(Some((upgrade.target, rest, fault)))
+}
+
+fn refusal(status: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nUpgrade: websocket\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
 }
 
 /// The request head, and what came behind it.

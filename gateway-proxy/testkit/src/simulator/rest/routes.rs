@@ -176,6 +176,8 @@ fn command_object(shared: &Shared, guild: u64, mut command: Value) -> Option<Val
     }
     let id = shared.interactions.command_id(name).to_string();
     let fields = command.as_object_mut()?;
+    // Libraries send what is absent as null; Discord answers with the default.
+    fields.retain(|_, value| !value.is_null());
     for (key, default) in [
         ("default_member_permissions", Value::Null),
         ("description", "".into()),
