@@ -64,7 +64,7 @@ pub(crate) async fn finish(mut world: World, ran: Duration) -> Result<(), Fatal>
         starts_left: stats.starts_left,
         troubles,
     };
-    say(&summary.to_string());
+    say(summary.to_string().trim_end());
     let reasons = summary.reasons();
     if reasons.is_empty() {
         Ok(())

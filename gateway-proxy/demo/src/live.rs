@@ -84,6 +84,7 @@ async fn watch_over(
             if running.is_none() && sample.all_ready() {
                 running = Some(Instant::now());
                 simulator.set_load(load(settings));
+                display.note("everything is up; the load begins (Ctrl-C ends the demo)");
             }
             let time = running.map(|since| since.elapsed());
             let phase = time.map_or(Phase::Starting, Phase::Running);
@@ -179,6 +180,13 @@ impl Display {
                 };
                 plain::print(&plain::line(model.sample, model.settings.shards, running))
             }
+        }
+    }
+
+    /// A line that only a reader of lines needs.
+    fn note(&self, line: &str) {
+        if matches!(self, Self::Lines(_)) {
+            say(line);
         }
     }
 

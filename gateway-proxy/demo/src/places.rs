@@ -17,11 +17,6 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// The simulator's control endpoints.
-    pub(crate) fn control_url(&self) -> String {
-        self.api_url.replace("/api/v10", "/_sim")
-    }
-
     /// Subscribes with the `nats` command line tool.
     pub(crate) fn nats_line(&self) -> String {
         let subject = Prefix::default().live_feed();

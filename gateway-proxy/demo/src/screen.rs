@@ -100,7 +100,10 @@ impl Screen {
             for (style, text) in line.into_iter().flat_map(Line::spans) {
                 self.queue(&mut out, style, text)?;
             }
-            queue!(out, Clear(ClearType::UntilNewLine))?;
+            // Behind a full row the cursor stands on its last character.
+            if line.is_none_or(|line| line.width() < width.into()) {
+                queue!(out, Clear(ClearType::UntilNewLine))?;
+            }
         }
         queue!(out, EndSynchronizedUpdate)?;
         let mut stdout = io::stdout().lock();

@@ -19,6 +19,8 @@ use crate::text::{clock, count, figures, megabytes, ms, one_line};
 const GAP: usize = 2;
 /// Below this the proxies stand below each other.
 const TWO_COLUMNS_FROM: usize = 72;
+/// Below this a worker's address goes without its scheme.
+const URL_FROM: usize = 48;
 /// More events than this on their way is worth a colour.
 const LAG_NOTABLE: u64 = 1000;
 
@@ -56,7 +58,7 @@ pub(crate) fn render(model: Model<'_>, width: usize, height: usize) -> Vec<Line>
         shards(model.sample, width),
         commands(&model.sample.commands.last),
         section(1, places(model, width)),
-        section(2, subscribe(model.places)),
+        section(2, subscribe(model.places, width)),
     ];
     // What is given room first when there is little: the header, how to subscribe, the shards.
     let room = divide(&sections, [0, 4, 1, 3, 2], height);
@@ -200,7 +202,7 @@ fn shards(sample: &Sample, width: usize) -> Section {
             least: BLOCK_LEAST.min(tallest),
             most: tallest,
             lines: Box::new(move |room| {
-                let column = (width + GAP) / proxies.len().max(1) - GAP;
+                let column = half(width);
                 let blocks = proxies.iter().map(|proxy| block(proxy, column, room));
                 side_by_side(blocks.collect(), column)
             }),
@@ -220,6 +222,11 @@ fn shards(sample: &Sample, width: usize) -> Section {
     }
 }
 
+/// The width of one of two columns.
+const fn half(width: usize) -> usize {
+    width.saturating_sub(GAP) / 2
+}
+
 /// Title, addresses, column titles and a shard.
 const BLOCK_LEAST: usize = 4;
 
@@ -237,14 +244,11 @@ fn block_height(proxy: &MemberSample) -> usize {
 }
 
 fn block(proxy: &MemberSample, width: usize, room: usize) -> Vec<Line> {
-    let mut title = process(proxy);
+    let mut title = pid(name(proxy), proxy);
     if let Some(health) = &proxy.health {
         title = title
             .text(Style::Dim, format!(" {}%", figures(health.cpu_percent)))
-            .text(
-                Style::Plain,
-                format!("  {:.0} ev/s", health.events_per_second),
-            );
+            .text(Style::Plain, format!(" {:.0}/s", health.events_per_second));
     }
     let mut lines = vec![
         title,
@@ -286,24 +290,26 @@ fn hidden(shards: &[ShardHealth]) -> Line {
     Line::new().text(style, text)
 }
 
-/// `proxy-1 pid 123 27 MB`, and why it is not ready.
-fn process(member: &MemberSample) -> Line {
+/// `● proxy-1`, and why it is not ready.
+fn name(member: &MemberSample) -> Line {
     let style = if member.is_ready() {
         Style::Good
     } else {
         Style::Warn
     };
-    let mut line = Line::new()
+    let line = Line::new()
         .text(style, "● ")
-        .text(Style::Bold, member.card.name.clone())
-        .text(Style::Dim, format!(" pid {}", member.card.pid));
-    if let Some(bytes) = member.memory_bytes {
-        line = line.text(Style::Dim, format!(" {}", megabytes(bytes)));
+        .text(Style::Bold, member.card.name.clone());
+    match member.missing.first() {
+        Some(reason) => line.text(Style::Warn, format!(" {}", one_line(reason))),
+        None => line,
     }
-    if let Some(reason) = member.missing.first() {
-        line = line.text(Style::Warn, format!(" {}", one_line(reason)));
-    }
-    line
+}
+
+/// ` pid 123 27 MB`.
+fn pid(line: Line, member: &MemberSample) -> Line {
+    let memory = member.memory_bytes.map(megabytes).unwrap_or_default();
+    line.text(Style::Dim, format!(" pid {} {memory}", member.card.pid))
 }
 
 fn endpoints(member: &MemberSample, paths: &str) -> Line {
@@ -364,36 +370,21 @@ fn command(command: &CommandRecord) -> Line {
 }
 
 fn places(model: Model<'_>, width: usize) -> Vec<Line> {
-    let places = model.places;
-    let workers = model
-        .sample
-        .members
+    let (places, members) = (model.places, &model.sample.members);
+    let workers = members
         .iter()
         .filter(|member| member.card.role == Role::Worker);
-    let workers: Vec<Vec<Line>> = workers
-        .map(|worker| {
-            let address = worker
-                .http
-                .map_or("no address yet".to_owned(), |http| format!("http://{http}"));
-            let mut lines = vec![process(worker).text(Style::Plain, format!("  {address}"))];
-            if let Some(answered) = worker.answered {
-                let line = lines
-                    .remove(0)
-                    .text(Style::Dim, format!("  answered {}", count(answered)));
-                lines.push(line);
-            }
-            lines
-        })
-        .collect();
-    let column = (width + GAP) / workers.len().max(1) - GAP.min(width);
-    let mut lines = if width >= TWO_COLUMNS_FROM {
+    let two = width >= TWO_COLUMNS_FROM;
+    let column = if two { half(width) } else { width };
+    let workers: Vec<Vec<Line>> = workers.map(|member| vec![worker(member, column)]).collect();
+    let mut lines = if two {
         side_by_side(workers, column)
     } else {
         workers.concat()
     };
     let pid = places
         .nats_pid
-        .map_or(String::new(), |pid| format!(" pid {pid}"));
+        .map_or(String::new(), |pid| format!("  pid {pid}"));
     lines.push(
         Line::new()
             .text(Style::Bold, "NATS    ")
@@ -404,18 +395,34 @@ fn places(model: Model<'_>, width: usize) -> Vec<Line> {
         Line::new()
             .text(Style::Bold, "Discord ")
             .text(Style::Plain, places.api_url.clone())
-            .text(Style::Dim, "  simulated; see ")
-            .text(Style::Plain, format!("{}/stats", places.control_url())),
+            .text(Style::Dim, "  simulated, its control: ")
+            .text(Style::Plain, "/_sim/stats"),
     );
     lines
 }
 
-fn subscribe(places: &Places) -> Vec<Line> {
-    // At the beginning of their lines, to be copied as they are.
-    vec![
-        Line::new().text(Style::Bold, places.nats_line()),
-        Line::new().text(Style::Bold, places.python_line()),
-    ]
+fn worker(member: &MemberSample, width: usize) -> Line {
+    let scheme = if width < URL_FROM { "" } else { "http://" };
+    let mut line = name(member);
+    if let Some(address) = member.http {
+        line = line.text(Style::Plain, format!(" {scheme}{address}"));
+    }
+    line = pid(line, member);
+    if let Some(answered) = member.answered {
+        line = line.text(Style::Dim, format!("  answered {}", count(answered)));
+    }
+    line
+}
+
+fn subscribe(places: &Places, width: usize) -> Vec<Line> {
+    // At the beginning of rows and uncut, to be copied as they are.
+    let mut rows = Vec::new();
+    for text in [places.nats_line(), places.python_line()] {
+        let text: Vec<char> = text.chars().collect();
+        let parts = text.chunks(width.max(1)).map(String::from_iter);
+        rows.extend(parts.map(|part| Line::new().text(Style::Bold, part)));
+    }
+    rows
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ const LOOK_QUIETLY_FOR: Duration = Duration::from_millis(1500);
 /// Proxies share the shards, workers the commands.
 const PROXIES: u32 = 2;
 const WORKERS: u32 = 2;
+/// The proxies measure their latency with every heartbeat.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Slash commands that somebody types, per second over all guilds.
 const COMMANDS_PER_SECOND: f64 = 2.0;
 
@@ -62,6 +64,11 @@ impl World {
             api_url: simulator.api_url().to_owned(),
             script,
         };
+        say(&format!(
+            "subscribe with:  {}\n           or:  {}",
+            places.nats_line(),
+            places.python_line()
+        ));
         let mut members = Vec::new();
         let env = [
             ("DISCORD_TOKEN", simulator.token().to_owned()),
@@ -102,6 +109,8 @@ fn config(settings: &Settings) -> Config {
         shards: settings.shards,
         // Every shard has its own bucket: both proxies IDENTIFY at once within Discord's limits.
         max_concurrency: settings.shards,
+        // Discord's 41 s would show no latency in a short demo.
+        heartbeat_interval: HEARTBEAT_INTERVAL,
         seed: settings.seed,
         ..Config::default()
     }

@@ -146,6 +146,8 @@ fn everything_fits_an_ordinary_terminal() {
             "nats -s nats://127.0.0.1:12345 sub 'discord.shard.*.events'",
             "python3 /tmp/gateway-proxy-demo-4194304-01234567/subscribe.py",
             "http://127.0.0.1:23456/api/v10",
+            "127.0.0.1:54321 pid 4194304",
+            "250/s",
             "Pong! number 19",
         ],
     );

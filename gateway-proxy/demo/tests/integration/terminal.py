@@ -1,0 +1,36 @@
+"""Runs a command in a terminal of 80x24 and presses a key once a text is on the screen.
+
+usage: terminal.py KEYS TEXT COMMAND...
+Writes everything that came out; the last line is JSON: exit code, and whether the terminal's
+settings are as before.
+"""
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+keys, text, command = sys.argv[1].encode(), sys.argv[2].encode(), sys.argv[3:]
+master, slave = pty.openpty()
+fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+before = termios.tcgetattr(slave)
+child = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+seen, pressed, deadline = b"", False, time.monotonic() + float(os.environ["WITHIN_S"])
+while child.poll() is None and time.monotonic() < deadline:
+    if select.select([master], [], [], 0.05)[0]:
+        seen += os.read(master, 65536)
+    if not pressed and text in seen:
+        os.write(master, keys)
+        pressed = True
+while select.select([master], [], [], 0.05)[0]:
+    seen += os.read(master, 65536)
+if child.poll() is None:
+    child.kill()
+sys.stdout.buffer.write(seen)
+restored = termios.tcgetattr(slave) == before
+print("\n" + json.dumps({"code": child.wait(), "restored": restored}))
