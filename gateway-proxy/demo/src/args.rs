@@ -48,7 +48,8 @@ struct Args {
           value_parser = clap::value_parser!(u64).range(1..))]
     guilds: u64,
     /// Events per second over all guilds
-    #[arg(long, value_name = "N", default_value_t = 500.0, value_parser = rate)]
+    #[arg(long, value_name = "N", default_value_t = 500.0, value_parser = rate,
+          allow_negative_numbers = true)]
     rate: f64,
     /// Transport compression between Discord and the proxies
     #[arg(long, value_name = "KIND", default_value = "zstd", value_parser = ["zstd", "zlib", "none"])]

@@ -4,7 +4,7 @@ use schemas::ShardState;
 use schemas::health::ShardHealth;
 
 use super::line::{Line, Style};
-use crate::text::{clock, count, figures};
+use crate::text::{clock, count, figures, one_line};
 
 /// A column: what it is called, its width, and the narrowest table that has it.
 struct Column {
@@ -95,15 +95,16 @@ pub(super) fn titles(width: usize) -> Line {
     row(titles)
 }
 
-/// One shard.
+/// One shard. Why it does not deliver stands in place of its figures, which are of earlier.
 pub(super) fn shard(shard: &ShardHealth, width: usize) -> Line {
-    let cells = columns(width).map(|column| {
+    let reason = shard.reason.as_deref().filter(|_| !shard.status.is_ready());
+    let columns = columns(width).take(if reason.is_some() { 2 } else { COLUMNS.len() });
+    let line = row(columns.map(|column| {
         let (style, text) = (column.cell)(shard);
         (style, text, column.width)
-    });
-    let line = row(cells);
-    match &shard.reason {
-        Some(reason) => line.text(Style::Warn, format!("  {}", crate::text::one_line(reason))),
+    }));
+    match reason {
+        Some(reason) => line.text(Style::Warn, format!(" {}", one_line(reason))),
         None => line,
     }
 }
