@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
 use gateway_proxy_core::checkpoint::{Start, Wanted};
 use gateway_proxy_core::identify::Budget;
@@ -23,6 +24,7 @@ use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
 use crate::identify::IdentifyQueue;
+use crate::ownership::Ownership;
 use crate::publisher::{self, Lane, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
 use crate::shard::{SessionCell, ShardParts, ShardTask, Shared};
@@ -43,9 +45,11 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
 pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     let stop_publishing = CancellationToken::new();
-    let publishers = spawn_publishers(&started, &stop_publishing).await?;
+    let ownership = Ownership::new(started.fleet_bucket.clone());
+    let streams = open_streams(&started).await?;
+    let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
-    let shared = Arc::new(shared(&started, fatal)?);
+    let shared = Arc::new(shared(&started, ownership, fatal)?);
     let background = CancellationToken::new();
     let queue = Arc::clone(&shared.identifies);
     spawn_until(&background, queue.run(started.api.clone()));
@@ -60,20 +64,32 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
         ),
     );
 
-    let found = find_checkpoints(&started).await?;
+    let found = find_checkpoints(&started, &streams).await?;
     let tasks = TaskTracker::new();
-    let shards = spawn_shards(&started, &shared, &publishers, found, &tasks);
-    tasks.close();
+    let shards = make_shards(&started, &publishers, found);
+    let recorded = shards
+        .iter()
+        .map(|shard| (shard.parts.clone(), shard.record.clone()))
+        .collect();
+    let mut recorder = Recorder::new(
+        started.fleet_bucket.clone(),
+        shared.ownership.clone(),
+        common(&started.config),
+        recorded,
+    );
+    // Before the first connection, so that an earlier process finds out when its own ends.
+    let claimed = recorder.claim().await;
+    claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
     info!(
         shards = shards.len(),
         of = started.shard_count,
-        "shards started"
+        "shards start"
     );
-    let mut recorder = Recorder::new(
-        started.fleet_bucket.clone(),
-        common(&started.config),
-        shards,
-    );
+    for shard in shards {
+        // Tracked; awaited by the drain.
+        drop(tasks.spawn(ShardTask::new(Arc::clone(&shared), shard.parts, shard.session).run()));
+    }
+    tasks.close();
     let Started {
         starting,
         shutdown,
@@ -156,44 +172,52 @@ fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send +
     }));
 }
 
-async fn spawn_publishers(
-    started: &Started,
-    stop: &CancellationToken,
-) -> Result<Vec<Arc<Publisher>>, Fatal> {
+/// The event streams: shard `id` belongs to the one at `id mod` their number.
+async fn open_streams(started: &Started) -> Result<Vec<Stream<()>>, Fatal> {
     let settings = started.config.stream();
-    let streams = settings.event_streams.get();
-    let limit = started.config.buffer_bytes() / streams as usize;
-    started
-        .metrics
-        .window_limit_bytes
-        .set(started.config.buffer_bytes() as u64);
-    let mut publishers = Vec::with_capacity(streams as usize);
-    for index in 0..streams {
-        // Shard `index` belongs to stream `index`.
+    let mut streams = Vec::with_capacity(settings.event_streams.get() as usize);
+    for index in 0..settings.event_streams.get() {
         let name = stream::stream_of_shard(settings, index);
-        let stream = started.nats.jetstream.get_stream_no_info(&name).await;
-        let stream = stream.map_err(|error| started.nats.unanswered(&name, &error))?;
+        let opened = started.nats.jetstream.get_stream_no_info(&name).await;
+        streams.push(opened.map_err(|error| started.nats.unanswered(&name, &error))?);
+    }
+    Ok(streams)
+}
+
+fn spawn_publishers(
+    started: &Started,
+    streams: &[Stream<()>],
+    ownership: &Ownership,
+    stop: &CancellationToken,
+) -> Vec<Arc<Publisher>> {
+    let limit = started.config.buffer_bytes();
+    started.metrics.window_limit_bytes.set(limit as u64);
+    let spawn = |(index, stream): (usize, &Stream<()>)| {
+        let publisher = Publisher::new(limit / streams.len(), started.metrics.clone());
         let reconcile = Reconcile {
-            stream,
+            ownership: ownership.clone(),
+            stream: stream.clone(),
             after: stream::DUPLICATE_WINDOW / 2,
         };
-        let publisher = Publisher::new(limit, started.metrics.clone());
-        let name = format!("gateway-proxy {} events {index}", started.config.proxy_id());
         let task = publisher::run(
             Arc::clone(&publisher),
             started.nats_settings.clone(),
-            name,
+            format!("gateway-proxy {} events {index}", started.config.proxy_id()),
             reconcile,
             stop.clone(),
         );
         // Ends with the token.
         drop(tokio::spawn(task));
-        publishers.push(publisher);
-    }
-    Ok(publishers)
+        publisher
+    };
+    streams.iter().enumerate().map(spawn).collect()
 }
 
-fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal> {
+fn shared(
+    started: &Started,
+    ownership: Ownership,
+    fatal: mpsc::Sender<Fatal>,
+) -> Result<Shared, Fatal> {
     let config = &started.config;
     let presence = config.presence().map(|presence| {
         serde_json::from_str(presence.as_json()).expect("the configuration checked it")
@@ -233,6 +257,8 @@ fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal
         compression: config.compression(),
         filter: config.events().clone(),
         identifies,
+        ownership,
+        held: started.shards.len().into(),
         metrics: started.metrics.clone(),
         shutdown: started.shutdown.clone(),
         proxy: config.proxy_id().clone(),
@@ -240,26 +266,20 @@ fn shared(started: &Started, fatal: mpsc::Sender<Fatal>) -> Result<Shared, Fatal
     })
 }
 
-async fn find_checkpoints(started: &Started) -> Result<HashMap<ShardId, Found>, Fatal> {
+async fn find_checkpoints(
+    started: &Started,
+    streams: &[Stream<()>],
+) -> Result<HashMap<ShardId, Found>, Fatal> {
     let config = &started.config;
-    let mut streams = HashMap::new();
-    for shard in &started.shards {
-        let name = stream::stream_of_shard(config.stream(), shard.id());
-        if !streams.contains_key(&name) {
-            let stream = started.nats.jetstream.get_stream_no_info(&name).await;
-            let stream = stream.map_err(|error| started.nats.unanswered(&name, &error))?;
-            streams.insert(name, stream);
-        }
-    }
     let lookups = started.shards.iter().map(|shard| {
         let wanted = Wanted {
             shard: *shard,
             intents: Intents::from_bits(config.intents().bits()),
             api_version: API_VERSION,
             now_ms: unix_ms(),
-            fresh: false,
+            fresh: config.fresh(),
         };
-        let stream = &streams[&stream::stream_of_shard(config.stream(), shard.id())];
+        let stream = &streams[shard.id() as usize % streams.len()];
         async move {
             let found =
                 checkpoint::find(&wanted, stream, &started.fleet_bucket, config.prefix()).await;
@@ -276,13 +296,18 @@ async fn find_checkpoints(started: &Started) -> Result<HashMap<ShardId, Found>, 
     Ok(found)
 }
 
-fn spawn_shards(
+/// A shard before its first connection.
+struct Made {
+    parts: ShardParts,
+    session: Session,
+    record: Option<ShardRecord>,
+}
+
+fn make_shards(
     started: &Started,
-    shared: &Arc<Shared>,
     publishers: &[Arc<Publisher>],
     mut found: HashMap<ShardId, Found>,
-    tasks: &TaskTracker,
-) -> Vec<(ShardParts, Option<ShardRecord>)> {
+) -> Vec<Made> {
     let mut resuming = 0_usize;
     let mut shards = Vec::with_capacity(started.shards.len());
     for shard in &started.shards {
@@ -324,10 +349,13 @@ fn spawn_shards(
             status,
             session: Arc::new(cell),
             publisher: Arc::clone(publisher),
+            lost: Arc::default(),
         };
-        // Tracked; awaited by the drain.
-        drop(tasks.spawn(ShardTask::new(Arc::clone(shared), parts.clone(), session).run()));
-        shards.push((parts, record));
+        shards.push(Made {
+            parts,
+            session,
+            record,
+        });
     }
     info!(resuming, new = shards.len() - resuming, "checkpoints read");
     shards

@@ -77,6 +77,7 @@ pub struct Config {
     identify_reserve_percent: u8,
     shards: ShardCount,
     shard_ids: Option<ShardSet>,
+    fresh: bool,
     fleet_mode: bool,
     fleet: Fleet,
     proxy_id: ProxyId,
@@ -155,6 +156,12 @@ impl Config {
     #[must_use]
     pub const fn shard_ids(&self) -> Option<&ShardSet> {
         self.shard_ids.as_ref()
+    }
+
+    /// Whether new sessions are started although earlier ones could be resumed.
+    #[must_use]
+    pub const fn fresh(&self) -> bool {
+        self.fresh
     }
 
     /// The fleet's settings, in fleet mode.

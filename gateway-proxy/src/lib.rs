@@ -23,6 +23,7 @@ mod app;
 mod checkpoint;
 mod gateway_url;
 mod identify;
+mod ownership;
 mod publisher;
 mod recorder;
 mod shard;

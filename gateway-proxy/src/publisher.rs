@@ -143,6 +143,13 @@ impl Publisher {
         self.metrics.events_acknowledged.add(message.slot());
     }
 
+    /// Forgets a message that is not ours to store any more.
+    fn left_to_others(&self, message: &Outbound) {
+        self.kept_bytes
+            .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
+        self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+    }
+
     fn after_acknowledgements(&self) {
         if self.has_room() {
             self.room.notify_waiters();

@@ -1,13 +1,14 @@
 //! Writes each shard's record into the fleet bucket: on change, and every few seconds while the
-//! sequence moves. Never per event.
+//! sequence moves. Never per event, and never over a record that another process wrote since.
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv;
+use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use schemas::{Compression, FleetKey, Intents, ProxyId, ShardRecord, ShardState};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::warn;
 
+use crate::ownership::{Owner, Ownership};
 use crate::shard::ShardParts;
 use crate::status::unix_ms;
 use crate::transport::API_VERSION;
@@ -31,6 +32,7 @@ pub(crate) struct Common {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     bucket: kv::Store,
+    ownership: Ownership,
     common: Common,
     shards: Vec<Shard>,
 }
@@ -40,12 +42,15 @@ struct Shard {
     parts: ShardParts,
     written: Option<ShardRecord>,
     written_at: Instant,
+    // What an update must find; 0: no record.
+    revision: u64,
 }
 
 impl Recorder {
     /// `earlier` holds what the bucket says now, so that guild counts survive a RESUME.
     pub(crate) fn new(
         bucket: kv::Store,
+        ownership: Ownership,
         common: Common,
         shards: Vec<(ShardParts, Option<ShardRecord>)>,
     ) -> Self {
@@ -56,13 +61,36 @@ impl Recorder {
                 parts,
                 written,
                 written_at: now,
+                revision: 0,
             })
             .collect();
         Self {
             bucket,
+            ownership,
             common,
             shards,
         }
+    }
+
+    /// Takes every shard, whoever had it: this process was started to hold them.
+    ///
+    /// # Errors
+    /// What NATS says about the first record that cannot be written.
+    pub(crate) async fn claim(&mut self) -> Result<(), String> {
+        for index in 0..self.shards.len() {
+            let record = self.record(index);
+            let key = FleetKey::Shard(record.shard).to_string();
+            let put = self.bucket.put(&key, encode(&record));
+            let revision = match tokio::time::timeout(WRITE_TIMEOUT, put).await {
+                Ok(Ok(revision)) => revision,
+                Ok(Err(error)) => return Err(format!("{key}: {error}")),
+                Err(_) => return Err(format!("{key}: no answer")),
+            };
+            let shard = &mut self.shards[index];
+            (shard.revision, shard.written, shard.written_at) =
+                (revision, Some(record), Instant::now());
+        }
+        Ok(())
     }
 
     /// Writes until dropped.
@@ -81,6 +109,7 @@ impl Recorder {
             let mut record = self.record(index);
             if released {
                 record.owner = None;
+                record.owner_instance = None;
                 record.state = ShardState::Disconnected;
             }
             if self.shards[index].written.as_ref() != Some(&record) {
@@ -123,6 +152,7 @@ impl Recorder {
         let earlier = shard.written.as_ref();
         let mut record = ShardRecord::new(status.shard());
         record.owner = Some(self.common.owner.clone());
+        record.owner_instance = Some(self.ownership.instance().to_owned());
         record.state = status.state();
         match known {
             Some(known) => {
@@ -169,14 +199,21 @@ impl Recorder {
     }
 
     async fn write(&mut self, index: usize, record: ShardRecord) {
+        if self.shards[index].parts.lost.is_lost() {
+            return;
+        }
         let key = FleetKey::Shard(record.shard).to_string();
-        let value = serde_json::to_vec(&record).expect("records hold only strings and numbers");
-        let write = self.bucket.put(&key, value.into());
-        let shard = &mut self.shards[index];
-        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-            Ok(Ok(_)) => {
-                shard.written = Some(record);
-                shard.written_at = Instant::now();
+        let update = self
+            .bucket
+            .update(&key, encode(&record), self.shards[index].revision);
+        match tokio::time::timeout(WRITE_TIMEOUT, update).await {
+            Ok(Ok(revision)) => {
+                let shard = &mut self.shards[index];
+                (shard.revision, shard.written, shard.written_at) =
+                    (revision, Some(record), Instant::now());
+            }
+            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                self.look_who_wrote(index, &key).await;
             }
             Ok(Err(error)) => warn!(key, %error, "a shard's record was not written"),
             Err(_) => warn!(
@@ -185,4 +222,30 @@ impl Recorder {
             ),
         }
     }
+
+    /// Somebody wrote the record since: another owner, our own write whose answer was lost, or a
+    /// hand.
+    async fn look_who_wrote(&mut self, index: usize, key: &str) {
+        let entry = match tokio::time::timeout(WRITE_TIMEOUT, self.bucket.entry(key)).await {
+            Ok(Ok(entry)) => entry,
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let record = entry
+            .as_ref()
+            .and_then(|entry| serde_json::from_slice::<ShardRecord>(&entry.value).ok());
+        let shard = &mut self.shards[index];
+        match record.map_or(Owner::Us, |record| self.ownership.in_record(&record)) {
+            Owner::Other { proxy } => shard.parts.lost.lose(proxy),
+            // The next look writes again.
+            Owner::Us | Owner::Unknown(_) => {
+                shard.revision = entry.map_or(0, |entry| entry.revision);
+            }
+        }
+    }
+}
+
+fn encode(record: &ShardRecord) -> bytes::Bytes {
+    serde_json::to_vec(record)
+        .expect("records hold only strings and numbers")
+        .into()
 }

@@ -4,8 +4,10 @@
 //! It must not decide what a frame, a close or a deadline means, and it awaits no acknowledgement.
 
 mod intake;
+mod lost;
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,11 +29,13 @@ use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
 use crate::identify::IdentifyQueue;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
+use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher};
 use crate::shutdown::{Phase as Stage, Shutdown};
 use crate::status::{ShardStatus, unix_ms};
 use crate::transport::{DialError, Dialer, Received, Socket};
 use intake::Intake;
+pub(crate) use lost::Lost;
 
 /// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
 /// few enough that heartbeats of others are never late.
@@ -50,6 +54,9 @@ pub(crate) struct Shared {
     pub(crate) compression: Compression,
     pub(crate) filter: EventFilter,
     pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) ownership: Ownership,
+    /// Shards this process still holds.
+    pub(crate) held: AtomicUsize,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     pub(crate) proxy: schemas::ProxyId,
@@ -85,18 +92,27 @@ pub(crate) struct ShardParts {
     pub(crate) status: Arc<ShardStatus>,
     pub(crate) session: Arc<SessionCell>,
     pub(crate) publisher: Arc<Publisher>,
+    pub(crate) lost: Arc<Lost>,
 }
 
 /// The connection, as far as it is.
 enum Link {
     Down,
-    Dialing(Pin<Box<dyn Future<Output = Result<Socket, DialError>> + Send>>),
+    Dialing(Pin<Box<dyn Future<Output = Dialed> + Send>>),
     Up(Box<(Socket, Inflater)>),
+}
+
+/// How a dial ended.
+enum Dialed {
+    Connected(Box<Socket>),
+    Failed(DialError),
+    /// Another process took the shard.
+    TakenOver(String),
 }
 
 /// What can happen.
 enum Wake {
-    Dialed(Result<Socket, DialError>),
+    Dialed(Dialed),
     Received(Received),
     Granted,
     Deadline,
@@ -105,6 +121,8 @@ enum Wake {
     /// The publish buffer stayed full.
     Overloaded,
     Stage,
+    /// Another process took the shard.
+    TakenOver(String),
 }
 
 /// Drives one shard until the process releases it or Discord refuses it for good.
@@ -167,6 +185,7 @@ impl ShardTask {
             Stage::Draining | Stage::Releasing | Stage::Stopped => Stage::Releasing,
         };
         let shutdown = self.shared.shutdown.clone();
+        let lost = Arc::clone(&self.parts.lost);
         let publisher = Arc::clone(&self.parts.publisher);
         let full = self.full_since.is_some();
         let grant = async {
@@ -188,6 +207,7 @@ impl ShardTask {
             () = deadline => Wake::Deadline,
             // 2: the end of the process.
             () = shutdown.reached(next_stage) => Wake::Stage,
+            proxy = lost.lost() => Wake::TakenOver(proxy),
             // 3: the right to identify: its window passes.
             () = grant => Wake::Granted,
             // 4: frames and the dial.
@@ -224,16 +244,19 @@ impl ShardTask {
         let (generation, acked) = self.parts.lane.checkpoint();
         self.session.handle_acked(generation, acked);
         match wake {
-            Wake::Dialed(Ok(socket)) => {
+            Wake::Dialed(Dialed::Connected(socket)) => {
                 debug!(shard = %self.shard(), "connected");
-                self.connected(socket, link, now);
+                self.connected(*socket, link, now);
             }
-            Wake::Dialed(Err(error)) => {
+            Wake::Dialed(Dialed::Failed(error)) => {
                 *link = Link::Down;
                 warn!(shard = %self.shard(), %error, "cannot connect to the gateway");
                 self.note_end(ReconnectReason::ConnectFailed, error.to_string());
                 self.shared.gateway.doubt();
                 self.session.handle_connect_failed(fastrand::f64(), now);
+            }
+            Wake::Dialed(Dialed::TakenOver(proxy)) | Wake::TakenOver(proxy) => {
+                self.taken_over(&proxy);
             }
             Wake::Received(received) => self.take_in(received, link, now),
             Wake::Granted => {
@@ -363,7 +386,12 @@ impl ShardTask {
             }
         }
         if self.session.phase() == Phase::Stopped {
-            self.publish_state();
+            if self.parts.lost.is_lost() {
+                self.parts.status.set_reason(self.ended_by.clone());
+                self.parts.status.set_state(ShardState::Failed);
+            } else {
+                self.publish_state();
+            }
             return std::ops::ControlFlow::Break(());
         }
         std::ops::ControlFlow::Continue(())
@@ -381,11 +409,39 @@ impl ShardTask {
         debug!(shard = %self.shard(), url, "connecting");
         let shared = Arc::clone(&self.shared);
         let publisher = Arc::clone(&self.parts.publisher);
+        let shard = self.shard();
         *link = Link::Dialing(Box::pin(async move {
             // Without room nothing could be read, and Discord keeps the events meanwhile.
             publisher.room().await;
-            shared.dialer.dial(&url).await
+            // While NATS is away nobody can have taken the shard from its checkpoint.
+            if publisher.is_connected() {
+                match shared.ownership.of(shard).await {
+                    Owner::Us => {}
+                    Owner::Other { proxy } => return Dialed::TakenOver(proxy),
+                    Owner::Unknown(reason) => debug!(%shard, reason, "nobody says whose it is"),
+                }
+            }
+            match shared.dialer.dial(&url).await {
+                Ok(socket) => Dialed::Connected(Box::new(socket)),
+                Err(error) => Dialed::Failed(error),
+            }
         }));
+    }
+
+    /// The successor has the session now; taking it back would be a fight without an end.
+    fn taken_over(&mut self, proxy: &str) {
+        warn!(shard = %self.shard(), proxy, "another process took the shard: letting it go");
+        self.parts.lost.lose(proxy.to_owned());
+        self.ended_by = format!("taken over by {proxy}");
+        self.session.stop();
+        if self.shared.held.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let fatal = Fatal::unfit(
+                format!("every shard of this process was taken over, the last one by {proxy}"),
+                "two proxies hold the same shards: check --shards and --shard-ids of both",
+            );
+            // Somebody else's reason came first.
+            drop(self.shared.fatal.try_send(fatal));
+        }
     }
 
     fn request_grant(&mut self) {

@@ -113,6 +113,11 @@ pub struct ShardRecord {
     /// Proxy that holds it, null when nobody does.
     #[serde(default)]
     pub owner: Option<ProxyId>,
+    /// Random name of the owner's process: tells a proxy that was started again from an earlier process
+    /// of the same name that only stood still. Whoever reads another name than its own here has lost
+    /// the shard.
+    #[serde(default)]
+    pub owner_instance: Option<String>,
     /// What the shard is doing.
     pub state: ShardState,
     /// Session to resume, null when there is none.
@@ -159,6 +164,7 @@ impl ShardRecord {
         Self {
             shard,
             owner: None,
+            owner_instance: None,
             state: ShardState::Disconnected,
             session_id: None,
             resume_gateway_url: None,

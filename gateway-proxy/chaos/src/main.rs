@@ -51,7 +51,9 @@ struct Options {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time such as 30s"))?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no time such as 30s"))?;
     let seconds = match unit {
         "ms" => number / 1e3,
         "" | "s" => number,
@@ -70,7 +72,9 @@ fn main() -> ExitCode {
         return gateway_proxy::main_with(args);
     }
     let options = Options::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let outcome = runtime
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run::run(&options)));

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// One proxy's place: it may be killed and started again any number of times.
 pub(crate) struct Proxy {
@@ -16,19 +16,30 @@ pub(crate) struct Proxy {
     token: String,
     log: PathBuf,
     child: Option<Child>,
+    // Kept apart from the child, because waiting for a child closes its input, which is how it
+    // learns that we are gone.
+    alive: Option<ChildStdin>,
     pub(crate) starts: u32,
 }
 
 impl Proxy {
     pub(crate) fn new(name: String, args: Vec<String>, token: String, log: PathBuf) -> Self {
-        Self { name, args, token, log, child: None, starts: 0 }
+        Self {
+            name,
+            args,
+            token,
+            log,
+            child: None,
+            alive: None,
+            starts: 0,
+        }
     }
 
     /// Starts it; the process ends with ours, because it reads our end of a pipe.
     pub(crate) fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let own = std::env::current_exe().context("where this program is")?;
-        let child = Command::new(own)
+        let mut child = Command::new(own)
             .arg(crate::CHILD)
             .args(&self.args)
             .env("DISCORD_TOKEN", &self.token)
@@ -38,20 +49,25 @@ impl Proxy {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting {}", self.name))?;
+        self.alive = child.stdin.take();
         self.child = Some(child);
         self.starts += 1;
         Ok(())
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let Some(pid) = self.child.as_ref().and_then(Child::id) else { return Ok(()) };
+        let Some(pid) = self.child.as_ref().and_then(Child::id) else {
+            return Ok(());
+        };
         kill(Pid::from_raw(i32::try_from(pid)?), signal)
             .with_context(|| format!("{signal} to {}", self.name))
     }
 
     /// Waits for its end and says how it ended.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
-        let Some(child) = &mut self.child else { return Ok(None) };
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
         let status = child.wait().await?;
         self.child = None;
         Ok(status.code())
@@ -63,6 +79,9 @@ impl Proxy {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.len().saturating_sub(2_000);
         let tail: String = log.get(from..).unwrap_or_default().to_owned();
-        Some(format!("{} ended by itself ({status}); the end of its log:\n{tail}", self.name))
+        Some(format!(
+            "{} ended by itself ({status}); the end of its log:\n{tail}",
+            self.name
+        ))
     }
 }

@@ -69,11 +69,17 @@ impl Run {
             max_concurrency: options.shards,
             seed: options.seed,
             heartbeat_interval: Duration::from_secs(2),
-            guild_bytes: GuildBytes { max: 1_000_000, ..GuildBytes::default() },
+            guild_bytes: GuildBytes {
+                max: 1_000_000,
+                ..GuildBytes::default()
+            },
             ..Config::default()
         })
         .await?;
-        let per_proxy = options.shards.div_ceil(u32::try_from(options.proxies.max(1))?).max(1);
+        let per_proxy = options
+            .shards
+            .div_ceil(u32::try_from(options.proxies.max(1))?)
+            .max(1);
         let proxies = (0..options.proxies.max(1))
             .map(|index| proxy(options, &nats, &simulator, logs, index, per_proxy))
             .collect();
@@ -136,7 +142,10 @@ impl Run {
     }
 
     async fn undo_due(&mut self, now: Instant) -> anyhow::Result<()> {
-        let due: Vec<_> = self.frozen_proxies.extract_if(.., |(_, until)| *until <= now).collect();
+        let due: Vec<_> = self
+            .frozen_proxies
+            .extract_if(.., |(_, until)| *until <= now)
+            .collect();
         for (index, _) in due {
             self.proxies[index].signal(Signal::SIGCONT)?;
         }
@@ -208,7 +217,10 @@ impl Run {
     async fn settle(&mut self, options: &Options) -> anyhow::Result<AuditReport> {
         let far = Instant::now() + Duration::from_secs(3_600);
         self.undo_due(far).await?;
-        self.simulator.apply(Action::Fault { target: Target::All, fault: Fault::Heal });
+        self.simulator.apply(Action::Fault {
+            target: Target::All,
+            fault: Fault::Heal,
+        });
         self.simulator.set_load(Load::quiet());
         let client = nats::connect(&self.nats.url()).await?;
         let prefix = Prefix::default();
@@ -234,7 +246,11 @@ impl Run {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("only {} of {} shards came back: {live:?}", live.len(), options.shards);
+                bail!(
+                    "only {} of {} shards came back: {live:?}",
+                    live.len(),
+                    options.shards
+                );
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -265,7 +281,12 @@ fn proxy(
         "--startup-timeout=60s".to_owned(),
     ];
     let token = simulator.token().to_owned();
-    Proxy::new(name.clone(), args.to_vec(), token, logs.join(format!("{name}.log")))
+    Proxy::new(
+        name.clone(),
+        args.to_vec(),
+        token,
+        logs.join(format!("{name}.log")),
+    )
 }
 
 fn summarise(
@@ -284,7 +305,7 @@ fn summarise(
     let rude: usize = report
         .violations
         .iter()
-        .filter(|(rule, _)| !is_allowed(**rule))
+        .filter(|(rule, _)| !is_allowed(**rule, run))
         .map(|(_, count)| count)
         .sum();
     let clean = report.is_clean() && rude == 0;
@@ -309,10 +330,14 @@ fn summarise(
     Ok(clean)
 }
 
-/// Discord's documentation sends a client whose resume url cannot be reached back to the first url, and
-/// the schedule makes it unreachable.
-fn is_allowed(rule: Rule) -> bool {
-    rule == Rule::ResumeOnMainUrl
+/// What the schedule itself makes a client break: a process that stands still sends no heartbeats, and
+/// Discord's documentation sends a client whose resume url cannot be reached back to the first url.
+fn is_allowed(rule: Rule, run: &Run) -> bool {
+    match rule {
+        Rule::MissedHeartbeat => run.struck.contains_key("freeze proxy"),
+        Rule::ResumeOnMainUrl => true,
+        _ => false,
+    }
 }
 
 fn say(text: &str) {

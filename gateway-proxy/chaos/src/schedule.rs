@@ -50,17 +50,27 @@ pub(crate) struct Step {
 }
 
 /// Close codes after which a session may be resumed, and two that void it.
-const CLOSE_CODES: [u16; 12] =
-    [1000, 1001, 4000, 4001, 4002, 4005, 4008, 4009, 4000, 4009, 4003, 4007];
+const CLOSE_CODES: [u16; 12] = [
+    1000, 1001, 4000, 4001, 4002, 4005, 4008, 4009, 4000, 4009, 4003, 4007,
+];
 
 /// The whole schedule. One in four troubles strikes within 300 ms of the one before: in the middle
 /// of its resume, replay, restart or drain.
-pub(crate) fn schedule(seed: u64, lasts: Duration, every: Duration, proxies: usize, shards: u32) -> Vec<Step> {
+pub(crate) fn schedule(
+    seed: u64,
+    lasts: Duration,
+    every: Duration,
+    proxies: usize,
+    shards: u32,
+) -> Vec<Step> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut steps = Vec::new();
     let mut at = Duration::from_secs(2);
     while at < lasts {
-        steps.push(Step { at, trouble: trouble(&mut rng, proxies, shards) });
+        steps.push(Step {
+            at,
+            trouble: trouble(&mut rng, proxies, shards),
+        });
         at += if rng.u8(0..4) == 0 {
             Duration::from_millis(rng.u64(0..300))
         } else {
@@ -75,20 +85,42 @@ fn trouble(rng: &mut fastrand::Rng, proxies: usize, shards: u32) -> Trouble {
     match rng.u8(0..100) {
         0..=9 => Trouble::KillProxy { proxy },
         10..=13 => Trouble::DrainProxy { proxy },
-        14..=17 => Trouble::FreezeProxy { proxy, lasts: millis(rng, 200, 8_000) },
-        18..=25 => Trouble::KillNats { away: millis(rng, 0, 4_000) },
-        26..=29 => Trouble::FreezeNats { lasts: millis(rng, 200, 7_000) },
-        30..=33 => Trouble::Discord(Action::RefuseConnects { ms: rng.u64(100..3_000) }),
-        34..=39 => Trouble::Discord(Action::Connects { fault: connect_fault(rng), count: rng.u32(1..8) }),
-        40..=43 => Trouble::Discord(Action::Outage { guilds: rng.usize(1..20), ms: Some(rng.u64(100..4_000)) }),
+        14..=17 => Trouble::FreezeProxy {
+            proxy,
+            lasts: millis(rng, 200, 8_000),
+        },
+        18..=25 => Trouble::KillNats {
+            away: millis(rng, 0, 4_000),
+        },
+        26..=29 => Trouble::FreezeNats {
+            lasts: millis(rng, 200, 7_000),
+        },
+        30..=33 => Trouble::Discord(Action::RefuseConnects {
+            ms: rng.u64(100..3_000),
+        }),
+        34..=39 => Trouble::Discord(Action::Connects {
+            fault: connect_fault(rng),
+            count: rng.u32(1..8),
+        }),
+        40..=43 => Trouble::Discord(Action::Outage {
+            guilds: rng.usize(1..20),
+            ms: Some(rng.u64(100..4_000)),
+        }),
         44..=49 => Trouble::Discord(Action::Wave {
             target: Target::All,
             fault: Fault::Reconnect,
             over_ms: rng.u64(0..3_000),
         }),
         _ => {
-            let target = if rng.bool() { Target::All } else { Target::Shard(rng.u32(0..shards)) };
-            Trouble::Discord(Action::Fault { target, fault: fault(rng) })
+            let target = if rng.bool() {
+                Target::All
+            } else {
+                Target::Shard(rng.u32(0..shards))
+            };
+            Trouble::Discord(Action::Fault {
+                target,
+                fault: fault(rng),
+            })
         }
     }
 }
@@ -105,11 +137,16 @@ fn connect_fault(rng: &mut fastrand::Rng) -> ConnectFault {
 fn fault(rng: &mut fastrand::Rng) -> Fault {
     match rng.u8(0..24) {
         0..=2 => Fault::DropTcp,
-        3 => Fault::HalfOpen { read: rng.bool(), write: true },
+        3 => Fault::HalfOpen {
+            read: rng.bool(),
+            write: true,
+        },
         4..=5 => Fault::Reconnect,
         6..=7 => Fault::InvalidSession { resumable: true },
         8 => Fault::InvalidSession { resumable: false },
-        9..=11 => Fault::Close { code: CLOSE_CODES[rng.usize(0..CLOSE_CODES.len())] },
+        9..=11 => Fault::Close {
+            code: CLOSE_CODES[rng.usize(0..CLOSE_CODES.len())],
+        },
         12..=13 => Fault::CorruptCompression,
         14 => Fault::MalformedJson,
         15 => Fault::NonUtf8,
@@ -119,7 +156,9 @@ fn fault(rng: &mut fastrand::Rng) -> Fault {
         19 => Fault::UnknownEvent,
         20 => Fault::OversizedEvent { bytes: 9 << 20 },
         21 => Fault::SeqBackwards { by: rng.u64(1..50) },
-        22 => Fault::Silent { ms: rng.u64(100..3_000) },
+        22 => Fault::Silent {
+            ms: rng.u64(100..3_000),
+        },
         _ => Fault::RequestHeartbeat,
     }
 }
@@ -134,13 +173,24 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_schedule() {
-        let make = |seed| schedule(seed, Duration::from_secs(600), Duration::from_secs(4), 2, 16);
+        let make = |seed| {
+            schedule(
+                seed,
+                Duration::from_secs(600),
+                Duration::from_secs(4),
+                2,
+                16,
+            )
+        };
         assert_eq!(make(7), make(7));
         assert_ne!(make(7), make(8));
         for seed in 0..20 {
             let steps = make(seed);
             assert!(steps.len() >= 100, "seed {seed}: {}", steps.len());
-            assert!(steps.windows(2).all(|pair| pair[0].at <= pair[1].at), "seed {seed}");
+            assert!(
+                steps.windows(2).all(|pair| pair[0].at <= pair[1].at),
+                "seed {seed}"
+            );
         }
     }
 }

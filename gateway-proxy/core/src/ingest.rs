@@ -270,6 +270,24 @@ impl<M: Size> Ingest<M> {
         }
     }
 
+    /// Takes messages out of the queue: stored by somebody else, or not ours to store any more. Only
+    /// between two connections.
+    pub fn take_out(&mut self, mut unwanted: impl FnMut(&M) -> bool, taken: &mut impl FnMut(M)) {
+        if self.connected || self.batch.is_some() {
+            return;
+        }
+        let written = self.written;
+        for (index, message) in std::mem::take(&mut self.queue).into_iter().enumerate() {
+            if unwanted(&message) {
+                self.written -= usize::from(index < written);
+                taken(message);
+            } else {
+                self.queue.push_back(message);
+            }
+        }
+        self.alone = self.alone.min(self.queue.len());
+    }
+
     /// The next message to write. `None`: there is none, or the window is full, or a commit is on
     /// its way.
     pub fn next_write(&mut self, now: Instant) -> Option<Write<'_, M>> {

@@ -84,6 +84,7 @@ impl Config {
             identify_reserve_percent: resolver.required(setting::IDENTIFY_RESERVE, reserve)?,
             shards,
             shard_ids,
+            fresh: switch(resolver, setting::FRESH)?,
             fleet_mode,
             fleet,
             proxy_id: proxy_id(resolver, env)?,
@@ -163,13 +164,20 @@ fn shard_ids(resolver: &mut Resolver, count: ShardCount) -> Result<Option<ShardS
     Ok(ids)
 }
 
+fn switch(
+    resolver: &mut Resolver,
+    setting: &'static setting::Setting,
+) -> Result<bool, ConfigError> {
+    resolver.required(setting, |text| {
+        raw::boolean(text).ok_or_else(|| "`true` or `false`".to_owned())
+    })
+}
+
 fn fleet(
     resolver: &mut Resolver,
     warnings: &mut Vec<String>,
 ) -> Result<(bool, Fleet), ConfigError> {
-    let mode = resolver.required(setting::FLEET, |text| {
-        raw::boolean(text).ok_or_else(|| "`true` or `false`".to_owned())
-    })?;
+    let mode = switch(resolver, setting::FLEET)?;
     let positive = |text: &str| {
         let count = value::number(text, 1, SHARDS_MAX)?;
         NonZeroU32::new(count).ok_or_else(String::new)

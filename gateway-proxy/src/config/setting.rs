@@ -74,6 +74,8 @@ settings! {
         "Shards this process holds, as in `0,2,4-7`; by default all";
     SHARD_ID = "shard-id", ["DISCORD_SHARD_ID"], Value("N"), None, SHARDS,
         "The one shard this process holds";
+    FRESH = "fresh", ["FRESH"], Switch, Some("false"), SHARDS,
+        "Start new sessions instead of resuming the earlier ones; announced as gaps";
     FLEET = "fleet", ["FLEET"], Switch, Some("false"), SHARDS,
         "Share the shards with the other proxies on the same NATS";
     MAX_SHARDS = "max-shards", ["MAX_SHARDS"], Value("N"), None, SHARDS,

@@ -1,7 +1,8 @@
-//! After an outage longer than the stream remembers message ids: asks the stream which of the
-//! written messages it holds, since publishing those again would store them twice.
+//! Before publishing again what the stream may hold already: after an outage longer than it remembers
+//! message ids, and after this process stood still, when a successor may have taken its shards and
+//! stored their events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
@@ -9,6 +10,7 @@ use schemas::MessageId;
 use schemas::message::NATS_MSG_ID;
 
 use super::Outbound;
+use crate::ownership::{Owner, Ownership};
 
 /// How long one look-up may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +23,43 @@ pub(crate) struct Reconcile {
     /// Written messages this old are asked for: well within the stream's duplicate window, because
     /// the server counts from when it stored them and clocks differ.
     pub(crate) after: Duration,
+    /// Whose the shards are.
+    pub(crate) ownership: Ownership,
+}
+
+/// What the stream and the records say about shards.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    // Session and sequence of the last message, by the shard's subjects.
+    last: HashMap<String, (String, u64)>,
+    // Shards that another process took.
+    lost: HashSet<u32>,
+}
+
+/// What becomes of a queued message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is still to be published.
+    Publish,
+    /// The stream has it.
+    Stored,
+    /// Its shard is another process', which has it from Discord.
+    Foreign,
+}
+
+impl Standing {
+    pub(super) fn of(&self, message: &Outbound) -> Fate {
+        if self.lost.contains(&message.shard().id()) {
+            return Fate::Foreign;
+        }
+        let Some((session, seq)) = message.identity() else {
+            return Fate::Publish;
+        };
+        match self.last.get(&message.subjects_of_shard()) {
+            Some((known, at)) if known == session && *at >= seq => Fate::Stored,
+            _ => Fate::Publish,
+        }
+    }
 }
 
 impl Reconcile {
@@ -48,6 +87,28 @@ impl Reconcile {
             }
         }
         Ok(stored)
+    }
+
+    /// Asks about every shard that these messages belong to.
+    pub(super) async fn standing<'a>(
+        &self,
+        messages: impl Iterator<Item = &'a Outbound>,
+    ) -> Result<Standing, String> {
+        let shards: HashMap<_, _> = messages
+            .map(|message| (message.shard(), message.subjects_of_shard()))
+            .collect();
+        let mut standing = Standing::default();
+        for (shard, subjects) in shards {
+            match self.ownership.of(shard).await {
+                Owner::Us => {}
+                Owner::Other { .. } => drop(standing.lost.insert(shard.id())),
+                Owner::Unknown(reason) => return Err(reason),
+            }
+            if let Some(last) = self.last(&subjects).await? {
+                standing.last.insert(subjects, last);
+            }
+        }
+        Ok(standing)
     }
 
     async fn last(&self, subjects: &str) -> Result<Option<(String, u64)>, String> {

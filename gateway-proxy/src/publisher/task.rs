@@ -1,17 +1,20 @@
 //! The task that owns the connection: takes messages over, writes them in coalesced bursts, reads the
 //! answers, starts over on trouble. What to write and what an answer means is `core::ingest`'s.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use gateway_proxy_core::ingest::{ApiError, Ingest, Outcome, Reply};
 use schemas::{GapReason, Timestamp};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::connection::{self, Connection};
 use super::inbox::About;
+use super::reconcile::Fate;
 use super::{Outbound, Publisher, Reconcile};
 use crate::config::NatsSettings;
 use crate::metrics::MalformedKind;
@@ -25,6 +28,11 @@ const WRITE_BURST: usize = 256 * 1024;
 const WRITE_KEEP: usize = 2 * WRITE_BURST;
 /// Bytes of answers read at once.
 const READ_CHUNK: usize = 16 * 1024;
+/// The publisher wakes up at least this often.
+const TICK: Duration = Duration::from_secs(1);
+/// A wait this long means that the process was stopped or starved, and that others may have taken its
+/// shards. Far below the stream's duplicate window, within which publishing again is harmless.
+const STOOD_STILL: Duration = Duration::from_secs(10);
 /// How often the same trouble is logged while NATS is away.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -47,6 +55,7 @@ pub(crate) async fn run(
         next_server: 0,
         logged: None,
         oldest_written: None,
+        stood_still: false,
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -66,6 +75,8 @@ struct Task {
     logged: Option<Instant>,
     // When the first of the messages in flight at the last trouble may have been stored.
     oldest_written: Option<Instant>,
+    // This process stood still; who knows what happened meanwhile.
+    stood_still: bool,
 }
 
 /// Why a connection ended.
@@ -75,6 +86,7 @@ enum End {
     Protocol(wire::WireError),
     ServerError(String),
     LameDuck,
+    StoodStill(Duration),
     Trouble(Outcome),
 }
 
@@ -117,6 +129,9 @@ impl Task {
 
     /// Settles what may have been stored so long ago that the stream has forgotten its ids.
     async fn reconcile(&mut self) -> Result<(), String> {
+        if self.stood_still {
+            return self.settle_after_standstill().await;
+        }
         let due = self
             .oldest_written
             .is_some_and(|at| at.elapsed() >= self.reconcile.after);
@@ -139,6 +154,34 @@ impl Task {
         Ok(())
     }
 
+    /// A successor may have taken our shards meanwhile: what it has stored, or has from Discord, is
+    /// not published again.
+    async fn settle_after_standstill(&mut self) -> Result<(), String> {
+        self.publisher.take_inbox(&mut self.taken);
+        for message in self.taken.drain(..) {
+            self.ingest.push(message);
+        }
+        let standing = self.reconcile.standing(self.ingest.queued()).await?;
+        let before = self.ingest.len();
+        let publisher = &self.publisher;
+        let unwanted = |message: &Outbound| standing.of(message) != Fate::Publish;
+        self.ingest.take_out(unwanted, &mut |message: Outbound| {
+            if standing.of(&message) == Fate::Stored {
+                publisher.stored(&message);
+            } else {
+                publisher.left_to_others(&message);
+            }
+        });
+        publisher.after_acknowledgements();
+        self.stood_still = false;
+        info!(
+            queued = before,
+            left = self.ingest.len(),
+            "compared what was queued with the stream"
+        );
+        Ok(())
+    }
+
     /// Runs one connection to its end and says why it ended.
     async fn serve(&mut self, connection: Connection) -> String {
         self.publisher.set_connected();
@@ -154,6 +197,10 @@ impl Task {
             End::Closed => "NATS closed the connection".to_owned(),
             End::Protocol(error) => error.to_string(),
             End::ServerError(message) => format!("NATS says: {message}"),
+            End::StoodStill(time) => {
+                self.stood_still = true;
+                format!("this process stood still for {time:.1?}")
+            }
             End::LameDuck => "the NATS server is about to shut down".to_owned(),
             End::Trouble(Outcome::Restart(trouble)) => {
                 self.publisher.metrics.publish_restarts.increment();
@@ -175,16 +222,11 @@ impl Task {
             self.ingest.push(message);
         }
         self.fill(link, Instant::now());
-        let deadline = self
-            .ingest
-            .poll_timeout()
-            .map(tokio::time::Instant::from_std);
-        let deadline = async {
-            match deadline {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let waits_since = Instant::now();
+        // At least one wake-up per tick, so that a longer wait means that the process stood still.
+        let tick = waits_since + TICK;
+        let deadline = self.ingest.poll_timeout().map_or(tick, |at| at.min(tick));
+        let deadline = tokio::time::sleep_until(deadline.into());
         tokio::select! {
             // 1: answers free the window and the buffers of others.
             biased;
@@ -194,11 +236,15 @@ impl Task {
                 Err(error) => return Err(End::Io(error)),
             },
             // 2: what is prepared goes out.
-            written = link.connection.writer.write(&link.output[link.written..]), if link.unwritten() => {
+            written = write(&mut link.connection.writer, &link.output[link.written..], waits_since),
+                if link.unwritten() => {
                 match written {
                     Ok(0) => return Err(End::Closed),
                     Ok(count) => {
                         link.wrote(count);
+                    }
+                    Err(_) if waits_since.elapsed() > STOOD_STILL => {
+                        return Err(End::StoodStill(waits_since.elapsed()));
                     }
                     Err(error) => return Err(End::Io(error)),
                 }
@@ -210,6 +256,10 @@ impl Task {
                 Outcome::Continue => {}
                 outcome => return Err(End::Trouble(outcome)),
             },
+        }
+        let waited = waits_since.elapsed();
+        if waited > STOOD_STILL {
+            return Err(End::StoodStill(waited));
         }
         Ok(())
     }
@@ -384,6 +434,22 @@ impl Task {
             debug!(reason, ?delay, "publisher still without a connection");
         }
     }
+}
+
+/// Writes what it can. Refuses when the wait has been so long that the process must have stood still:
+/// what is prepared may not be ours to publish any more.
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    output: &[u8],
+    waits_since: Instant,
+) -> std::io::Result<usize> {
+    std::future::poll_fn(|context| {
+        if waits_since.elapsed() > STOOD_STILL {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut *writer).poll_write(context, output)
+    })
+    .await
 }
 
 /// The marker takes the frame's place, in the queue and in what is counted as kept.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::NatsSettings;
+use crate::ownership::Ownership;
 use crate::status::ProcessStatus;
 
 /// Patience for anything NATS must get done on a busy machine.
@@ -56,9 +57,15 @@ impl Rig {
             .get_stream_no_info("DISCORD_EVENTS")
             .await
             .unwrap();
+        let bucket = jetstream::kv::Config {
+            bucket: "discord_fleet".to_owned(),
+            ..Default::default()
+        };
+        let bucket = jetstream.create_key_value(bucket).await.unwrap();
         let reconcile = Reconcile {
             stream,
             after: DUPLICATE_WINDOW / 2,
+            ownership: Ownership::new(bucket),
         };
         let name = "test".to_owned();
         tokio::spawn(run(
@@ -269,6 +276,97 @@ async fn an_outage_longer_than_the_duplicate_window_stores_nothing_twice() {
     rig.trouble().await;
     deaf.store(false, Ordering::Relaxed);
     rig.check().await;
+}
+
+/// What a successor does: stores events of a shard under the ids Discord's replay gives them.
+fn successor_stores(url: &str, shard: u32, seqs: std::ops::RangeInclusive<u64>) {
+    let url = url.to_owned();
+    let stores = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let jetstream = testkit::nats::jetstream(&url).await.unwrap();
+            for seq in seqs {
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert(NATS_MSG_ID, format!("session{shard}:{seq}"));
+                let subject = format!(
+                    "discord.shard.{shard}.events.{}.MESSAGE_CREATE",
+                    1 + seq % 100
+                );
+                let sent = jetstream
+                    .publish_with_headers(subject, headers, "{}".into())
+                    .await;
+                sent.unwrap().await.unwrap();
+            }
+        });
+    });
+    stores.join().unwrap();
+}
+
+/// What a successor does: names itself in the shard's record.
+fn successor_takes(url: &str, shard: ShardId) {
+    let url = url.to_owned();
+    let takes = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let jetstream = testkit::nats::jetstream(&url).await.unwrap();
+            let bucket = jetstream.get_key_value("discord_fleet").await.unwrap();
+            let mut record = schemas::ShardRecord::new(shard);
+            record.owner_instance = Some("successor".to_owned());
+            let key = schemas::FleetKey::Shard(shard).to_string();
+            let value = serde_json::to_vec(&record).unwrap();
+            bucket.put(&key, value.into()).await.unwrap();
+        });
+    });
+    takes.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_publishes_nothing_its_successor_stored() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(40).await;
+    rig.check().await;
+    // Handed over, not written yet; then this thread, and the publisher with it, stands still.
+    rig.send(0, b"{}");
+    rig.send(1, b"{}");
+    successor_stores(&rig.server.url(), 0, 11..=11);
+    std::thread::sleep(Duration::from_secs(12));
+    rig.check().await;
+    assert!(
+        rig.publisher.trouble().is_none(),
+        "{:?}",
+        rig.publisher.trouble()
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_leaves_a_taken_shard_to_its_successor() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(40).await;
+    rig.check().await;
+    rig.send(0, b"{}");
+    rig.send(1, b"{}");
+    successor_takes(&rig.server.url(), ShardId::new(0, 4).unwrap());
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(
+        rig.publisher.drained(PATIENCE).await,
+        "{:?}",
+        rig.publisher.trouble()
+    );
+    let stored = read_stream(&rig.server).await;
+    assert!(
+        stored.iter().all(|(_, id)| id != "session0:11"),
+        "{stored:?}"
+    );
+    assert!(
+        stored.iter().any(|(_, id)| id == "session1:11"),
+        "{stored:?}"
+    );
 }
 
 /// Forwards everything to the port, and nothing back while `deaf`.

@@ -166,3 +166,47 @@ async fn kills_of_nats_lose_nothing() {
     let report = rig.expect_clean(&[&proxy]).await;
     assert_eq!(report.identifies, 4, "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_proxy_for_the_same_shards_takes_them_and_the_first_lets_go() {
+    let rig = Rig::start(four_shards()).await;
+    let first = ready(&rig).await;
+    let second = rig.proxy().args(&["--proxy-id", "second"]).spawn();
+    eventually(second.http().await, "/ready", |status, _| status == 200).await;
+    first.logged("another process took the shard").await;
+    assert_eq!(first.exit_code().await, Some(78));
+    rig.simulator.set_load(Load::quiet());
+    let report = rig.expect_clean(&[&second]).await;
+    assert_eq!(report.identifies, 4, "{report}");
+    assert!(report.gaps.is_empty(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_stood_still_lets_go_of_what_its_successor_holds() {
+    let rig = Rig::start(four_shards()).await;
+    let first = ready(&rig).await;
+    first.signal(Signal::SIGSTOP);
+    let second = rig.proxy().args(&["--proxy-id", "second"]).spawn();
+    eventually(second.http().await, "/ready", |status, _| status == 200).await;
+    // Longer than the wait by which a process knows that it stood still.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    first.signal(Signal::SIGCONT);
+    assert_eq!(first.exit_code().await, Some(78));
+    rig.simulator.set_load(Load::quiet());
+    let report = rig.expect_clean(&[&second]).await;
+    assert_eq!(report.identifies, 4, "{report}");
+    assert!(report.gaps.is_empty(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_start_announces_what_it_does_not_resume() {
+    let rig = Rig::start(four_shards()).await;
+    let proxy = ready(&rig).await;
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit_code().await, Some(0));
+    let proxy = rig.proxy().args(&["--fresh"]).spawn();
+    eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
+    rig.simulator.set_load(Load::quiet());
+    let report = rig.expect_clean(&[&proxy]).await;
+    assert_eq!((report.identifies, report.gaps.len()), (8, 4), "{report}");
+}
