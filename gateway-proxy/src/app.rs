@@ -45,12 +45,13 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
 pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     let stop_publishing = CancellationToken::new();
+    let background = CancellationToken::new();
     let ownership = Ownership::new(started.fleet_bucket.clone());
+    spawn_until(&background, ownership.clone().tick());
     let streams = open_streams(&started).await?;
     let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
     let shared = Arc::new(shared(&started, ownership, fatal)?);
-    let background = CancellationToken::new();
     let queue = Arc::clone(&shared.identifies);
     spawn_until(&background, queue.run(started.api.clone()));
     let gateway = Arc::clone(&shared.gateway);
@@ -246,6 +247,7 @@ fn shared(
     let identifies = IdentifyQueue::new(
         budget,
         config.identify_reserve_percent(),
+        started.fleet_bucket.clone(),
         started.metrics.clone(),
         Arc::clone(&started.process),
     );

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::kv;
 use gateway_proxy_core::identify::{Budget, Hold, Limiter, Priority};
-use schemas::{ShardId, Timestamp};
+use schemas::{FleetKey, IdentifyState, SessionBudget, ShardId, Timestamp};
 use tokio::sync::{Notify, oneshot};
 use tracing::{info, warn};
 
@@ -16,6 +17,8 @@ use crate::discord_api::{DiscordApi, GatewayBot};
 use crate::metrics::Metrics;
 use crate::status::{Hold as ReadinessHold, ProcessStatus, unix_ms};
 
+/// How long reading or writing the last grants may take.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often Discord is asked for the budget while shards wait: other processes spend it too.
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
 
@@ -23,6 +26,7 @@ const REFRESH_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct IdentifyQueue {
     inner: Mutex<Inner>,
+    bucket: kv::Store,
     changed: Notify,
     metrics: Metrics,
     status: Arc<ProcessStatus>,
@@ -70,6 +74,7 @@ impl IdentifyQueue {
     pub(crate) fn new(
         budget: Budget,
         reserve_percent: u8,
+        bucket: kv::Store,
         metrics: Metrics,
         status: Arc<ProcessStatus>,
     ) -> Arc<Self> {
@@ -80,6 +85,7 @@ impl IdentifyQueue {
         });
         Arc::new(Self {
             inner,
+            bucket,
             changed: Notify::new(),
             metrics,
             status,
@@ -115,8 +121,12 @@ impl IdentifyQueue {
     pub(crate) async fn run(self: Arc<Self>, api: DiscordApi) {
         let mut holding: Option<ReadinessHold> = None;
         let mut refreshed = tokio::time::Instant::now();
+        self.take_up_earlier_grants().await;
         loop {
-            let hold = self.grant_what_is_possible();
+            let (granted, hold) = self.grant_what_is_possible();
+            if granted {
+                self.store_grants().await;
+            }
             self.report(hold, &mut holding);
             let waiting = !matches!(hold, Hold::Idle);
             if waiting && refreshed.elapsed() >= REFRESH_EVERY {
@@ -137,10 +147,68 @@ impl IdentifyQueue {
         }
     }
 
-    fn grant_what_is_possible(&self) -> Hold {
+    /// A process that ended a moment ago may have granted within the window.
+    async fn take_up_earlier_grants(&self) {
+        match self.stored().await {
+            Ok(Some(earlier)) if earlier.max_concurrency == self.budget().max_concurrency => {
+                self.lock().limiter.restore(earlier.last_grant_unix_ms);
+            }
+            Ok(_) => {}
+            Err(error) => warn!(error, "the last identifies cannot be read"),
+        }
+    }
+
+    /// Leaves the grants to whoever grants next, together with those of others.
+    async fn store_grants(&self) {
+        let budget = self.budget();
+        let mut state = IdentifyState {
+            epoch: 0,
+            max_concurrency: budget.max_concurrency,
+            last_grant_unix_ms: self.lock().limiter.last_grants().collect(),
+            budget: Some(SessionBudget {
+                total: budget.total,
+                remaining: budget.remaining,
+                reset_at_unix_ms: budget.reset_at_ms,
+            }),
+        };
+        if let Ok(Some(stored)) = self.stored().await
+            && stored.max_concurrency == state.max_concurrency
+        {
+            for (bucket, at) in stored.last_grant_unix_ms {
+                let known = state.last_grant_unix_ms.entry(bucket).or_default();
+                *known = at.max(*known);
+            }
+        }
+        let value = serde_json::to_vec(&state).expect("numbers always serialise");
+        let put = self
+            .bucket
+            .put(FleetKey::Identify.to_string(), value.into());
+        if !matches!(tokio::time::timeout(STORE_TIMEOUT, put).await, Ok(Ok(_))) {
+            warn!("the last identifies were not stored");
+        }
+    }
+
+    async fn stored(&self) -> Result<Option<IdentifyState>, String> {
+        let get = self.bucket.get(FleetKey::Identify.to_string());
+        let value = tokio::time::timeout(STORE_TIMEOUT, get)
+            .await
+            .map_err(|_| "no answer".to_owned())?
+            .map_err(|error| error.to_string())?;
+        // What somebody edited beyond reading is as good as nothing.
+        Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
+    }
+
+    fn budget(&self) -> Budget {
+        self.lock().limiter.budget()
+    }
+
+    /// True: something was granted.
+    fn grant_what_is_possible(&self) -> (bool, Hold) {
         let now = unix_ms();
+        let mut granted = false;
         let mut inner = self.lock();
         while let Some(shard) = inner.limiter.poll(now) {
+            granted = true;
             let waiter = inner.waiters.remove(&shard.id());
             if waiter.is_none_or(|waiter| waiter.send(()).is_err()) {
                 inner.limiter.give_back();
@@ -165,7 +233,7 @@ impl IdentifyQueue {
             }
         };
         self.status.set_startup_end(end);
-        hold
+        (granted, hold)
     }
 
     fn report(&self, hold: Hold, holding: &mut Option<ReadinessHold>) {

@@ -2,7 +2,9 @@
 //! that stood still, or that somebody started a second time, finds another name there and lets go,
 //! instead of fighting its successor for the session.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
 use schemas::{FleetKey, ShardId, ShardRecord};
@@ -12,11 +14,34 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Letters and digits of an instance's name: 95 bits.
 const NAME_LEN: usize = 16;
 
+/// How often [`Ownership::tick`] shows that the process runs.
+const TICK: Duration = Duration::from_secs(1);
+/// A tick this late means that the process was stopped or starved, and that others may have taken its
+/// shards. Far below the stream's duplicate window, within which publishing again is harmless.
+pub(crate) const STOOD_STILL: Duration = Duration::from_secs(10);
+
 /// This process, as it stands in the records of its shards.
 #[derive(Clone, Debug)]
 pub(crate) struct Ownership {
     bucket: kv::Store,
     instance: String,
+    pulse: Arc<Pulse>,
+}
+
+/// Whether this process has run without interruption.
+#[derive(Debug)]
+struct Pulse {
+    started: Instant,
+    // Milliseconds after `started`.
+    last_tick: AtomicU64,
+    standstills: AtomicU64,
+}
+
+impl Pulse {
+    fn since_tick(&self) -> Duration {
+        let last = Duration::from_millis(self.last_tick.load(Ordering::Acquire));
+        self.started.elapsed().saturating_sub(last)
+    }
 }
 
 /// Whose a shard is.
@@ -38,7 +63,36 @@ impl Ownership {
         let instance = std::iter::repeat_with(fastrand::alphanumeric)
             .take(NAME_LEN)
             .collect();
-        Self { bucket, instance }
+        let pulse = Pulse {
+            started: Instant::now(),
+            last_tick: AtomicU64::new(0),
+            standstills: AtomicU64::new(0),
+        };
+        Self {
+            bucket,
+            instance,
+            pulse: Arc::new(pulse),
+        }
+    }
+
+    /// Keeps the pulse while the process runs.
+    pub(crate) async fn tick(self) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let pulse = &self.pulse;
+            if pulse.since_tick() > STOOD_STILL {
+                pulse.standstills.fetch_add(1, Ordering::AcqRel);
+            }
+            let now = u64::try_from(pulse.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            pulse.last_tick.store(now, Ordering::Release);
+        }
+    }
+
+    /// How often the process has stood still, one that only just ended included: the tick that will
+    /// count it may come after the question.
+    pub(crate) fn standstills(&self) -> u64 {
+        let just_now = u64::from(self.pulse.since_tick() > STOOD_STILL);
+        self.pulse.standstills.load(Ordering::Acquire) + just_now
     }
 
     /// The name of this process.

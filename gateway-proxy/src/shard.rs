@@ -7,7 +7,7 @@ mod intake;
 mod lost;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,8 @@ pub(crate) struct ShardTask {
     ended_by: String,
     connected_before: bool,
     had_session: bool,
+    // The standstills of the process until which the shard is known to be ours.
+    confirmed: Arc<AtomicU64>,
 }
 
 impl ShardTask {
@@ -155,6 +157,7 @@ impl ShardTask {
             ended_by: "start".to_owned(),
             connected_before: false,
             had_session,
+            confirmed: Arc::default(),
         }
     }
 
@@ -410,15 +413,21 @@ impl ShardTask {
         let shared = Arc::clone(&self.shared);
         let publisher = Arc::clone(&self.parts.publisher);
         let shard = self.shard();
+        let confirmed = Arc::clone(&self.confirmed);
         *link = Link::Dialing(Box::pin(async move {
             // Without room nothing could be read, and Discord keeps the events meanwhile.
             publisher.room().await;
-            // While NATS is away nobody can have taken the shard from its checkpoint.
-            if publisher.is_connected() {
-                match shared.ownership.of(shard).await {
-                    Owner::Us => {}
-                    Owner::Other { proxy } => return Dialed::TakenOver(proxy),
-                    Owner::Unknown(reason) => debug!(%shard, reason, "nobody says whose it is"),
+            let standstills = shared.ownership.standstills();
+            match shared.ownership.of(shard).await {
+                Owner::Us => confirmed.store(standstills, Ordering::Release),
+                Owner::Other { proxy } => return Dialed::TakenOver(proxy),
+                // While NATS is away nobody takes the shard from its checkpoint, and Discord's events
+                // are better in our buffer than in none. Not so when it may be taken already.
+                Owner::Unknown(reason) if confirmed.load(Ordering::Acquire) == standstills => {
+                    debug!(%shard, reason, "nobody says whose the shard is: still ours");
+                }
+                Owner::Unknown(reason) => {
+                    return Dialed::Failed(DialError::NotConfirmed { reason });
                 }
             }
             match shared.dialer.dial(&url).await {

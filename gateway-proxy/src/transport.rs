@@ -54,6 +54,8 @@ pub(crate) enum DialError {
     },
     #[error("no websocket from {host} within {} s", DIAL_TIMEOUT.as_secs())]
     Timeout { host: String },
+    #[error("this process stood still, and nobody says whose the shard is: {reason}")]
+    NotConfirmed { reason: String },
 }
 
 /// What came in.

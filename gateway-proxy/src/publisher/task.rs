@@ -18,6 +18,7 @@ use super::reconcile::Fate;
 use super::{Outbound, Publisher, Reconcile};
 use crate::config::NatsSettings;
 use crate::metrics::MalformedKind;
+use crate::ownership::STOOD_STILL;
 use crate::status::unix_ms;
 use crate::wire::{self, ServerOp};
 
@@ -30,9 +31,6 @@ const WRITE_KEEP: usize = 2 * WRITE_BURST;
 const READ_CHUNK: usize = 16 * 1024;
 /// The publisher wakes up at least this often.
 const TICK: Duration = Duration::from_secs(1);
-/// A wait this long means that the process was stopped or starved, and that others may have taken its
-/// shards. Far below the stream's duplicate window, within which publishing again is harmless.
-const STOOD_STILL: Duration = Duration::from_secs(10);
 /// How often the same trouble is logged while NATS is away.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 

@@ -171,6 +171,7 @@ async fn kills_of_nats_lose_nothing() {
 async fn a_second_proxy_for_the_same_shards_takes_them_and_the_first_lets_go() {
     let rig = Rig::start(four_shards()).await;
     let first = ready(&rig).await;
+    rig.caught_up(&[&first]).await;
     let second = rig.proxy().args(&["--proxy-id", "second"]).spawn();
     eventually(second.http().await, "/ready", |status, _| status == 200).await;
     first.logged("another process took the shard").await;
@@ -185,6 +186,8 @@ async fn a_second_proxy_for_the_same_shards_takes_them_and_the_first_lets_go() {
 async fn a_proxy_that_stood_still_lets_go_of_what_its_successor_holds() {
     let rig = Rig::start(four_shards()).await;
     let first = ready(&rig).await;
+    // Before READY is stored nobody could resume the sessions.
+    rig.caught_up(&[&first]).await;
     first.signal(Signal::SIGSTOP);
     let second = rig.proxy().args(&["--proxy-id", "second"]).spawn();
     eventually(second.http().await, "/ready", |status, _| status == 200).await;
@@ -207,6 +210,8 @@ async fn a_fresh_start_announces_what_it_does_not_resume() {
     let proxy = rig.proxy().args(&["--fresh"]).spawn();
     eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
     rig.simulator.set_load(Load::quiet());
+    // The old sessions are nobody's; Discord would forget them in some minutes.
+    rig.simulator.apply(Action::ExpireSessions);
     let report = rig.expect_clean(&[&proxy]).await;
     assert_eq!((report.identifies, report.gaps.len()), (8, 4), "{report}");
 }
