@@ -62,7 +62,7 @@ pub struct Session {
     refused_resumes: u32,
     // `None` while the connection's events do not flow yet.
     flowing_since: Option<Instant>,
-    // The sequence after which numbers were missing: if the replay lacks them too, they are let go.
+    // The sequence after which live events last skipped numbers; they were asked for by a RESUME.
     known_hole: Option<u64>,
     skipped: u64,
 }
@@ -170,7 +170,8 @@ impl Session {
         self.ended.as_ref()
     }
 
-    /// Sequence numbers that Discord left out even when asked again, over all sessions.
+    /// Sequence numbers that Discord left out of a replay, over all sessions. Not a loss by itself, but
+    /// worth a look: they may have been events.
     #[must_use]
     pub const fn skipped(&self) -> u64 {
         self.skipped

@@ -71,7 +71,7 @@ impl Backoff {
     /// 0 without failures, then 1, 2, 4 … 128 s, of which the upper half is jittered so that a fleet
     /// that lost its connections together does not return together. The first fault is free.
     pub(super) fn delay(&self, jitter: f64) -> Duration {
-        let rounds = self.failures.max(self.faults.saturating_sub(1));
+        let rounds = self.failures.saturating_add(self.faults.saturating_sub(1));
         let Some(doublings) = rounds.checked_sub(1) else {
             return Duration::ZERO;
         };

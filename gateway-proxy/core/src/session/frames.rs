@@ -188,10 +188,13 @@ impl Session {
             Some(seq) if seq <= current.handed => Verdict::Replayed,
             Some(seq) => {
                 let skipped = seq - current.handed - 1;
-                if skipped > 0 && self.known_hole != Some(current.handed) {
-                    // Ask again from the acknowledged sequence; if the replay has a hole after the
-                    // same number, Discord never used what is missing. Where it ends may differ:
-                    // RESUMED takes a number of its own each time.
+                // A replay is Discord's answer to what we asked for: what it lacks was never used (a
+                // RESUMED that did not reach us, for one) or is gone. In live events a hole means that
+                // something was lost on the way, and a RESUME asks for it; a replay that looks live,
+                // because it holds an old RESUMED, is asked for once.
+                let answered =
+                    self.phase == Phase::Resuming || self.known_hole == Some(current.handed);
+                if skipped > 0 && !answered {
                     self.known_hole = Some(current.handed);
                     self.give_up(CloseReason::SequenceJump, End::Fault, jitter, now);
                     return Verdict::Consumed;

@@ -145,6 +145,39 @@ fn numbers_missing_from_the_replay_too_are_let_go_and_counted() {
 }
 
 #[test]
+fn what_a_replay_leaves_out_costs_no_reconnect() {
+    // Connections that broke before their RESUMED came leave a hole each; asking again would make
+    // another.
+    let mut shard = Shard::resuming(7);
+    for seq in [9, 11, 13] {
+        assert_eq!(shard.dispatch(seq), publish(seq));
+    }
+    assert_eq!(shard.resumed(15), publish(15));
+    assert_eq!(shard.session.skipped(), 4);
+    assert_eq!(shard.dispatch(17), Verdict::Consumed, "no replay any more");
+}
+
+#[test]
+fn a_replay_that_looks_live_is_asked_for_once_per_hole() {
+    let mut shard = Shard::resuming(7);
+    for round in 0..2 {
+        assert_eq!(
+            shard.resumed(8),
+            if round == 0 {
+                publish(8)
+            } else {
+                Verdict::Replayed
+            }
+        );
+        if round == 0 {
+            assert_eq!(shard.dispatch(10), Verdict::Consumed);
+            shard.resume();
+        }
+    }
+    assert_eq!(shard.dispatch(10), publish(10));
+}
+
+#[test]
 fn extreme_sequences_do_not_overflow() {
     let mut shard = Shard::connected(None);
     shard.hello();
