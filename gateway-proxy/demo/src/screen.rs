@@ -5,7 +5,7 @@ use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossterm::cursor::{Hide, MoveTo, Show};
 use crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -22,6 +22,9 @@ use crate::view::{Line, Style};
 
 /// How long the reader of keys may take to notice that nobody wants them any more.
 const KEYS_EVERY: Duration = Duration::from_millis(50);
+
+/// How long its end is waited for.
+const KEYS_END_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether the terminal is ours at the moment; panics leave it.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -141,9 +144,14 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        if let Some(keys) = self.keys.take() {
-            // It ends within KEYS_EVERY; its panic was reported by the hook.
-            drop(keys.join());
+        // After its end nothing else reads the terminal. Of a terminal that is gone the event
+        // source never stops reading; the end of the process ends it.
+        let deadline = Instant::now() + KEYS_END_WITHIN;
+        while self.keys.as_ref().is_some_and(|keys| !keys.is_finished()) {
+            if Instant::now() > deadline {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
         restore();
     }

@@ -19,8 +19,8 @@ use crate::text::{clock, count, figures, megabytes, ms, one_line};
 const GAP: usize = 2;
 /// Below this the proxies stand below each other.
 const TWO_COLUMNS_FROM: usize = 72;
-/// Below this a worker's address goes without its scheme.
-const URL_FROM: usize = 48;
+/// Below this a worker is its name, address and process id.
+const URL_FROM: usize = 60;
 /// More events than this on their way is worth a colour.
 const LAG_NOTABLE: u64 = 1000;
 
@@ -402,10 +402,14 @@ fn places(model: Model<'_>, width: usize) -> Vec<Line> {
 }
 
 fn worker(member: &MemberSample, width: usize) -> Line {
-    let scheme = if width < URL_FROM { "" } else { "http://" };
+    let narrow = width < URL_FROM;
     let mut line = name(member);
     if let Some(address) = member.http {
+        let scheme = if narrow { "" } else { "http://" };
         line = line.text(Style::Plain, format!(" {scheme}{address}"));
+    }
+    if narrow {
+        return line.text(Style::Dim, format!(" pid {}", member.card.pid));
     }
     line = pid(line, member);
     if let Some(answered) = member.answered {

@@ -1,4 +1,5 @@
-"""Runs a command in a terminal of 80x24 and presses a key once a text is on the screen.
+"""Runs a command in a terminal of 80x24 and presses a key once a text is on the screen, or closes
+the terminal when KEYS is HANGUP.
 
 usage: terminal.py KEYS TEXT COMMAND...
 Writes everything that came out; the last line is JSON: exit code, and whether the terminal's
@@ -19,18 +20,29 @@ keys, text, command = sys.argv[1].encode(), sys.argv[2].encode(), sys.argv[3:]
 master, slave = pty.openpty()
 fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 before = termios.tcgetattr(slave)
-child = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+child = subprocess.Popen(
+    command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+)
 seen, pressed, deadline = b"", False, time.monotonic() + float(os.environ["WITHIN_S"])
 while child.poll() is None and time.monotonic() < deadline:
     if select.select([master], [], [], 0.05)[0]:
         seen += os.read(master, 65536)
     if not pressed and text in seen:
-        os.write(master, keys)
         pressed = True
-while select.select([master], [], [], 0.05)[0]:
-    seen += os.read(master, 65536)
+        if keys == b"HANGUP":
+            os.close(slave)
+            os.close(master)
+            break
+        os.write(master, keys)
+while child.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.05)
 if child.poll() is None:
     child.kill()
+restored = None
+if keys != b"HANGUP":
+    while select.select([master], [], [], 0.05)[0]:
+        seen += os.read(master, 65536)
+    restored = termios.tcgetattr(slave) == before
 sys.stdout.buffer.write(seen)
-restored = termios.tcgetattr(slave) == before
 print("\n" + json.dumps({"code": child.wait(), "restored": restored}))

@@ -60,6 +60,15 @@ fn ctrl_c_is_a_key_and_twice_is_at_once() {
 }
 
 #[test]
+fn a_closed_terminal_ends_the_demo() {
+    let room = Room::new();
+    let (all, end) = in_terminal(&room, "HANGUP", "● running", &[]);
+    // It was under load: compared, and nobody to tell.
+    assert_eq!(end["code"], 0, "{all}");
+    room.expect_empty();
+}
+
+#[test]
 fn a_dead_part_is_reported_below_a_restored_screen() {
     let room = Room::new();
     let (all, end) = std::thread::scope(|scope| {
