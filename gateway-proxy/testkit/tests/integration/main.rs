@@ -4,6 +4,7 @@
 
 mod audit;
 mod client;
+mod command_line;
 mod faults;
 mod gateway;
 mod limits;

@@ -200,7 +200,7 @@ async fn the_121st_payload_in_a_minute_is_4008() {
 #[tokio::test]
 async fn a_missing_heartbeat_is_4009_and_the_session_stays() {
     let config = Config {
-        heartbeat_interval: Duration::from_millis(50),
+        heartbeat_interval: Duration::from_millis(500),
         ..Config::default()
     };
     let sim = Simulator::start(config).await.unwrap();

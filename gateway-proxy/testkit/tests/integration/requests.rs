@@ -65,7 +65,8 @@ async fn members_can_be_asked_for_by_id_and_by_name() {
     assert_eq!(members.len(), 3);
     assert_eq!(chunk["d"]["nonce"], Value::Null);
     let known = members[1]["user"]["id"].clone();
-    let ask = json!({"op": 8, "d": {"guild_id": guild, "user_ids": [known, "5"], "nonce": "x".repeat(33)}});
+    let ask =
+        json!({"op": 8, "d": {"guild_id": guild, "user_ids": [known, 5], "nonce": "x".repeat(33)}});
     client.send(&ask).await;
     let chunk = client.expect_event("GUILD_MEMBERS_CHUNK").await;
     assert_eq!(chunk["d"]["members"][0]["user"]["id"], known);

@@ -36,7 +36,7 @@ impl Connection {
     /// The guild a request names, where it is one of this shard; `None` closes the connection or
     /// ignores the request.
     fn asked_guild(&mut self, d: &Value) -> Option<(Arc<Session>, u32)> {
-        let Some(id) = d["guild_id"].as_str().and_then(|id| id.parse::<u64>().ok()) else {
+        let Some(id) = snowflake(&d["guild_id"]) else {
             self.bad_payload("request without a guild_id");
             return None;
         };
@@ -82,7 +82,7 @@ impl Connection {
     }
 
     pub(super) fn request_members(&mut self, d: &Value) {
-        let named = d["user_ids"].is_array() || d["user_ids"].is_string();
+        let named = d["user_ids"].is_array() || snowflake(&d["user_ids"]).is_some();
         let query = d["query"].as_str();
         if !named && (query.is_none() || d["limit"].as_u64().is_none()) {
             self.bad_payload("member request without query and limit, or user_ids");
@@ -158,10 +158,9 @@ impl Connection {
     }
 
     fn members_by_id(&self, session: &Session, guild: u64, nonce: Option<&str>, ids: &Value) {
-        let ids: Vec<&str> = match ids {
-            Value::String(id) => vec![id],
-            Value::Array(ids) => ids.iter().filter_map(Value::as_str).collect(),
-            _ => Vec::new(),
+        let ids: Vec<u64> = match ids {
+            Value::Array(ids) => ids.iter().filter_map(snowflake).collect(),
+            id => snowflake(id).into_iter().collect(),
         };
         let asked = ids.len().min(MEMBERS_ASKED_MAX as usize);
         let of_guild: HashMap<u64, u64> = (0..CHUNK_MEMBERS)
@@ -169,7 +168,7 @@ impl Connection {
             .collect();
         let (mut missing, mut members) = (Vec::new(), Vec::new());
         for id in &ids[..asked] {
-            match id.parse::<u64>().ok().and_then(|id| of_guild.get(&id)) {
+            match of_guild.get(id) {
                 Some(number) => {
                     if !members.is_empty() {
                         members.push(b',');
@@ -177,7 +176,7 @@ impl Connection {
                     let templates = &self.shared.templates;
                     templates.render_members(&mut members, guild, *number, number + 1);
                 }
-                None => missing.push(id),
+                None => missing.push(id.to_string()),
             }
         }
         let mut d = format!("{{\"not_found\":{},", serde_json::json!(missing)).into_bytes();
@@ -198,8 +197,8 @@ impl Connection {
             return;
         };
         for id in ids.iter().take(SOUND_GUILDS_MAX) {
-            let id = id.as_str().and_then(|id| id.parse::<u64>().ok());
-            let Some(guild) = id.and_then(|id| self.shared.world.index_of(id)) else {
+            let guild = snowflake(id).and_then(|id| self.shared.world.index_of(id));
+            let Some(guild) = guild else {
                 continue;
             };
             if !session.guilds.contains(&guild) {
@@ -242,6 +241,14 @@ impl Connection {
         }
         let d = serde_json::json!({"guild_id": guild.to_string(), "channels": [channel]});
         self.dispatch(&session, "CHANNEL_INFO", guild, d.to_string().as_bytes());
+    }
+}
+
+/// An id: libraries send text or, as discord.py, a number.
+fn snowflake(value: &Value) -> Option<u64> {
+    match value {
+        Value::String(digits) => digits.parse().ok(),
+        number => number.as_u64(),
     }
 }
 
