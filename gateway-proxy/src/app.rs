@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::HeaderMap;
+use async_nats::header::NATS_EXPECTED_STREAM;
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
 use gateway_proxy_core::checkpoint::{Start, Wanted};
 use gateway_proxy_core::identify::Budget;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
 use gateway_proxy_core::session::{Session, Settings};
-use schemas::{Intents, ShardId, ShardRecord};
+use schemas::{Intents, ShardId, ShardRecord, Subject};
 use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +68,12 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
         ),
     );
 
-    let found = find_checkpoints(&started, &streams).await?;
+    check_permission(&started).await?;
+    let found = tokio::select! {
+        found = find_checkpoints(&started, &streams) => found?,
+        // Nothing is held yet.
+        () = started.shutdown.cancelled() => return Ok(()),
+    };
     let tasks = TaskTracker::new();
     let shards = make_shards(&started, &publishers, found);
     let recorded = shards
@@ -79,8 +87,12 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
         recorded,
     );
     // Before the first connection, so that an earlier process finds out when its own ends.
-    let claimed = recorder.claim().await;
-    claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
+    tokio::select! {
+        claimed = recorder.claim() => {
+            claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
+        }
+        () = started.shutdown.cancelled() => return Ok(()),
+    }
     info!(
         shards = shards.len(),
         of = started.shard_count,
@@ -88,7 +100,14 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     );
     for shard in shards {
         // Tracked; awaited by the drain.
-        drop(tasks.spawn(ShardTask::new(Arc::clone(&shared), shard.parts, shard.session).run()));
+        let Made {
+            parts,
+            session,
+            alive_ms,
+            ..
+        } = shard;
+        let task = ShardTask::new(Arc::clone(&shared), parts, session, alive_ms);
+        drop(tasks.spawn(task.run()));
     }
     tasks.close();
     let Started {
@@ -183,6 +202,40 @@ async fn open_streams(started: &Started) -> Result<Vec<Stream<()>>, Fatal> {
         streams.push(opened.map_err(|error| started.nats.unanswered(&name, &error))?);
     }
     Ok(streams)
+}
+
+/// Finds out whether we may publish events before an IDENTIFY is spent: the message is refused in any
+/// case, because it expects another stream, but only who may publish gets the refusal.
+async fn check_permission(started: &Started) -> Result<(), Fatal> {
+    let Some(shard) = started.shards.first() else {
+        return Ok(());
+    };
+    let event = Subject::Event {
+        shard: shard.id(),
+        guild: None,
+        event: "PROXY_PERMISSION",
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_EXPECTED_STREAM, "-");
+    let subject = event.with_prefix(started.config.prefix());
+    let publish = async {
+        let answer = started
+            .nats
+            .jetstream
+            .publish_with_headers(subject, headers, "".into());
+        answer.await?.await
+    };
+    match publish.await {
+        Err(error)
+            if matches!(
+                error.kind(),
+                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe
+            ) =>
+        {
+            Err(started.nats.unanswered("publishing an event", &error))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn spawn_publishers(
@@ -282,9 +335,16 @@ async fn find_checkpoints(
             fresh: config.fresh(),
         };
         let stream = &streams[shard.id() as usize % streams.len()];
+        let refused = || started.nats.refused().is_some();
         async move {
-            let found =
-                checkpoint::find(&wanted, stream, &started.fleet_bucket, config.prefix()).await;
+            let found = checkpoint::find(
+                &wanted,
+                stream,
+                &started.fleet_bucket,
+                config.prefix(),
+                refused,
+            )
+            .await;
             found.map(|found| (*shard, found))
         }
     });
@@ -303,6 +363,8 @@ struct Made {
     parts: ShardParts,
     session: Session,
     record: Option<ShardRecord>,
+    // When its session was last known to be followed, unix ms.
+    alive_ms: u64,
 }
 
 fn make_shards(
@@ -313,16 +375,16 @@ fn make_shards(
     let mut resuming = 0_usize;
     let mut shards = Vec::with_capacity(started.shards.len());
     for shard in &started.shards {
-        let Found { start, record } = found.remove(shard).unwrap_or(Found {
-            start: Start::New,
-            record: None,
-        });
+        let Some(Found { decision, record }) = found.remove(shard) else {
+            continue;
+        };
+        let alive_ms = decision.alive_ms.unwrap_or_else(unix_ms);
         let now = Instant::now();
         let settings = Settings {
             shard: *shard,
             heartbeat_timeout: started.config.heartbeat_timeout(),
         };
-        let session = match start {
+        let session = match decision.start {
             Start::New => Session::new(settings, None, now),
             Start::Resume(known) => {
                 resuming += 1;
@@ -357,6 +419,7 @@ fn make_shards(
             parts,
             session,
             record,
+            alive_ms,
         });
     }
     info!(resuming, new = shards.len() - resuming, "checkpoints read");
@@ -383,6 +446,7 @@ async fn observe(
 ) {
     let mut ticks = tokio::time::interval(OBSERVE_EVERY);
     let mut hold = None;
+    let mut full = false;
     loop {
         ticks.tick().await;
         let messages: usize = publishers
@@ -393,6 +457,18 @@ async fn observe(
             .iter()
             .map(|publisher| publisher.kept_bytes())
             .sum();
+        let limit = metrics.window_limit_bytes.get();
+        let full_now = bytes as u64 >= limit;
+        if full_now && !full {
+            warn!(
+                bytes,
+                limit, messages, "the publish buffer is full: sockets are not read"
+            );
+        } else if full && bytes as u64 * 2 < limit {
+            info!("the publish buffer has room again");
+        }
+        // Half empty counts as over, so that a buffer at its edge is not reported at every look.
+        full = full_now || (full && bytes as u64 * 2 >= limit);
         metrics.window_messages.set(messages as u64);
         metrics.window_bytes.set(bytes as u64);
         process.set_unacknowledged(messages as u64);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use gateway_proxy_core::checkpoint::{self, LastStored, ReadyFacts, Start, Wanted};
+use gateway_proxy_core::checkpoint::{self, Decision, LastStored, ReadyFacts, Wanted};
 use gateway_proxy_core::frame::{Frame, control};
 use schemas::message::NATS_MSG_ID;
 use schemas::{FleetKey, MessageId, Prefix, ShardId, ShardRecord, Subject};
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How one shard starts, with the record it left.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) start: Start,
+    pub(crate) decision: Decision,
     pub(crate) record: Option<ShardRecord>,
 }
 
@@ -35,12 +35,13 @@ pub(crate) enum LookupError {
 }
 
 /// Looks a shard up, trying again while NATS does not answer: starting without the checkpoint would
-/// spend an IDENTIFY and lose what Discord would replay.
+/// spend an IDENTIFY and lose what Discord would replay. `refused`: NATS said that we may not ask.
 pub(crate) async fn find(
     wanted: &Wanted,
     stream: &Stream<()>,
     bucket: &kv::Store,
     prefix: &Prefix,
+    refused: impl Fn() -> bool,
 ) -> Result<Found, LookupError> {
     let mut attempt = 1;
     loop {
@@ -53,7 +54,7 @@ pub(crate) async fn find(
                 reason: format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()),
             },
         };
-        if attempt == ATTEMPTS {
+        if attempt == ATTEMPTS || refused() {
             return Err(error);
         }
         warn!(%error, attempt, "checkpoint look-up failed");
@@ -77,7 +78,7 @@ async fn look_up(
     .await?;
     let Some(last) = last else {
         return Ok(Found {
-            start: checkpoint::start(wanted, None, record.as_ref()),
+            decision: checkpoint::start(wanted, None, record.as_ref()),
             record,
         });
     };
@@ -87,7 +88,7 @@ async fn look_up(
             // Somebody else wrote to our subjects; the record is what there is.
             warn!(shard = %wanted.shard, %error, "the last message of the shard is not ours");
             return Ok(Found {
-                start: checkpoint::start(wanted, None, record.as_ref()),
+                decision: checkpoint::start(wanted, None, record.as_ref()),
                 record,
             });
         }
@@ -118,7 +119,7 @@ async fn look_up(
         ready: facts,
     };
     Ok(Found {
-        start: checkpoint::start(wanted, Some(stored), record.as_ref()),
+        decision: checkpoint::start(wanted, Some(stored), record.as_ref()),
         record,
     })
 }

@@ -44,6 +44,7 @@ struct Place<'a> {
     queue: &'a IdentifyQueue,
     shard: ShardId,
     granted: bool,
+    receiver: oneshot::Receiver<()>,
 }
 
 impl Drop for Place<'_> {
@@ -52,6 +53,10 @@ impl Drop for Place<'_> {
             return;
         }
         let mut inner = self.queue.lock();
+        if self.receiver.try_recv().is_ok() {
+            // It came, but nobody looked any more.
+            inner.limiter.give_back();
+        }
         inner.limiter.cancel(self.shard);
         inner.waiters.remove(&self.shard.id());
         drop(inner);
@@ -105,9 +110,10 @@ impl IdentifyQueue {
             queue: self,
             shard,
             granted: false,
+            receiver,
         };
         // The sender is dropped only with the queue itself.
-        if receiver.await.is_ok() {
+        if (&mut place.receiver).await.is_ok() {
             place.granted = true;
         }
     }

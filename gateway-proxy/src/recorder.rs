@@ -6,19 +6,26 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use schemas::{Compression, FleetKey, Intents, ProxyId, ShardRecord, ShardState};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::ownership::{Owner, Ownership};
 use crate::shard::ShardParts;
-use crate::status::unix_ms;
+use crate::status::{rounded, unix_ms};
 use crate::transport::API_VERSION;
 
 /// How often shards are looked at for a change of state or session.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often a record is written while only its sequence and its measures move.
 const WRITE_EVERY: Duration = Duration::from_secs(5);
+/// How often records that cannot be written are reported.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long one write may take; the next look tries again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Attempts to take a shard at the start.
+const CLAIM_ATTEMPTS: u32 = 5;
+/// Between two of them.
+const CLAIM_PAUSE: Duration = Duration::from_millis(500);
 
 /// What stands in every record of this process.
 #[derive(Clone, Debug)]
@@ -35,6 +42,14 @@ pub(crate) struct Recorder {
     ownership: Ownership,
     common: Common,
     shards: Vec<Shard>,
+    trouble: Option<Trouble>,
+}
+
+/// Records that cannot be written: said once, and again from time to time.
+#[derive(Debug)]
+struct Trouble {
+    said_at: Instant,
+    failed: u64,
 }
 
 #[derive(Debug)]
@@ -44,6 +59,8 @@ struct Shard {
     written_at: Instant,
     // What an update must find; 0: no record.
     revision: u64,
+    // The last attempt, which may have failed.
+    attempted_at: Option<Instant>,
 }
 
 impl Recorder {
@@ -62,6 +79,7 @@ impl Recorder {
                 written,
                 written_at: now,
                 revision: 0,
+                attempted_at: None,
             })
             .collect();
         Self {
@@ -69,6 +87,7 @@ impl Recorder {
             ownership,
             common,
             shards,
+            trouble: None,
         }
     }
 
@@ -80,17 +99,30 @@ impl Recorder {
         for index in 0..self.shards.len() {
             let record = self.record(index);
             let key = FleetKey::Shard(record.shard).to_string();
-            let put = self.bucket.put(&key, encode(&record));
-            let revision = match tokio::time::timeout(WRITE_TIMEOUT, put).await {
-                Ok(Ok(revision)) => revision,
-                Ok(Err(error)) => return Err(format!("{key}: {error}")),
-                Err(_) => return Err(format!("{key}: no answer")),
-            };
+            let revision = self.take(&key, &record).await?;
             let shard = &mut self.shards[index];
             (shard.revision, shard.written, shard.written_at) =
                 (revision, Some(record), Instant::now());
         }
         Ok(())
+    }
+
+    /// Writes a record whatever stands there; a cluster may be electing a leader.
+    async fn take(&self, key: &str, record: &ShardRecord) -> Result<u64, String> {
+        let mut attempt = 1;
+        loop {
+            let put = self.bucket.put(key, encode(record));
+            let error = match tokio::time::timeout(WRITE_TIMEOUT, put).await {
+                Ok(Ok(revision)) => return Ok(revision),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            if attempt == CLAIM_ATTEMPTS {
+                return Err(format!("{key}: {error}"));
+            }
+            attempt += 1;
+            tokio::time::sleep(CLAIM_PAUSE).await;
+        }
     }
 
     /// Writes until dropped.
@@ -131,7 +163,11 @@ impl Recorder {
                     changed || (*written != record && shard.written_at.elapsed() >= WRITE_EVERY)
                 }
             };
-            if due {
+            // What failed is not tried at every look.
+            let rested = shard
+                .attempted_at
+                .is_none_or(|at| at.elapsed() >= WRITE_EVERY || shard.written_at > at);
+            if due && rested {
                 self.write(index, record).await;
             }
         }
@@ -179,8 +215,10 @@ impl Recorder {
         record.guilds = status
             .guilds()
             .or_else(|| earlier.and_then(|earlier| earlier.guilds));
-        record.latency_ms = status.latency().map(|latency| latency.as_secs_f64() * 1e3);
-        record.events_per_second = (status.events_per_second() * 10.0).round() / 10.0;
+        record.latency_ms = status
+            .latency()
+            .map(|latency| rounded(latency.as_secs_f64() * 1e3));
+        record.events_per_second = rounded(status.events_per_second());
         record.changed_at_unix_ms = status.changed_unix_ms();
         record
     }
@@ -203,6 +241,7 @@ impl Recorder {
             return;
         }
         let key = FleetKey::Shard(record.shard).to_string();
+        self.shards[index].attempted_at = Some(Instant::now());
         let update = self
             .bucket
             .update(&key, encode(&record), self.shards[index].revision);
@@ -211,15 +250,38 @@ impl Recorder {
                 let shard = &mut self.shards[index];
                 (shard.revision, shard.written, shard.written_at) =
                     (revision, Some(record), Instant::now());
+                if let Some(trouble) = self.trouble.take() {
+                    info!(
+                        failed = trouble.failed,
+                        "records of shards are written again"
+                    );
+                }
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                 self.look_who_wrote(index, &key).await;
             }
-            Ok(Err(error)) => warn!(key, %error, "a shard's record was not written"),
-            Err(_) => warn!(
+            Ok(Err(error)) => self.failed(&key, &error.to_string()),
+            Err(_) => self.failed(&key, "NATS does not answer"),
+        }
+    }
+
+    fn failed(&mut self, key: &str, error: &str) {
+        let trouble = self.trouble.get_or_insert_with(|| {
+            warn!(key, error, "the record of a shard was not written");
+            Trouble {
+                said_at: Instant::now(),
+                failed: 0,
+            }
+        });
+        trouble.failed += 1;
+        if trouble.said_at.elapsed() >= SAY_EVERY {
+            trouble.said_at = Instant::now();
+            warn!(
                 key,
-                "a shard's record was not written: NATS does not answer"
-            ),
+                error,
+                failed = trouble.failed,
+                "records of shards are still not written"
+            );
         }
     }
 

@@ -21,7 +21,7 @@ use gateway_proxy_core::session::{
 use schemas::{ProxyEvent, ProxyShard, ShardId, ShardState, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
@@ -143,8 +143,14 @@ pub(crate) struct ShardTask {
 }
 
 impl ShardTask {
-    pub(crate) fn new(shared: Arc<Shared>, parts: ShardParts, session: Session) -> Self {
-        let intake = Intake::new(Arc::clone(&shared), parts.clone());
+    /// `alive_ms`: when the session was last known to be followed, unix ms.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        parts: ShardParts,
+        session: Session,
+        alive_ms: u64,
+    ) -> Self {
+        let intake = Intake::new(Arc::clone(&shared), parts.clone(), alive_ms);
         let had_session = session.id().is_some();
         Self {
             shared,
@@ -383,7 +389,7 @@ impl ShardTask {
                 }
                 Action::Close { code, reason } => self.close(code, reason, link).await,
                 Action::Fatal(fatal) => {
-                    self.refused(fatal).await;
+                    self.refused(fatal);
                     return std::ops::ControlFlow::Break(());
                 }
             }
@@ -493,13 +499,17 @@ impl ShardTask {
         }
     }
 
-    async fn refused(&mut self, fatal: FatalClose) {
-        self.parts.status.set_reason(fatal.to_string());
-        self.ended_by = fatal.to_string();
+    fn refused(&mut self, fatal: FatalClose) {
+        let fatal_text = fatal.to_string();
+        error!(shard = %self.shard(), reason = fatal_text, "Discord refuses the shard for good");
+        self.ended_by = fatal_text;
         self.publish_state();
-        let text = Fatal::gateway_close(self.shard(), fatal);
-        // The receiver is gone only when the process ends anyway.
-        drop(self.shared.fatal.send(text).await);
+        // The first reason ends the process; it may have been said already.
+        drop(
+            self.shared
+                .fatal
+                .try_send(Fatal::gateway_close(self.shard(), fatal)),
+        );
     }
 
     /// Shows the session's state, and stores a marker when the shard comes up or goes down.
@@ -555,7 +565,13 @@ impl ShardTask {
             at,
         });
         let seq = self.session.last_seq().unwrap_or(0);
-        let checkpoint = self.session.id().map(|id| (id, seq));
+        // A session that just ended is still where the shard's events end.
+        let ended = self.session.ended();
+        let checkpoint = self
+            .session
+            .id()
+            .map(|id| (id, seq))
+            .or_else(|| ended.map(|ended| (ended.session_id.as_str(), ended.last_seq)));
         let unique = format!("{}-{:x}", at.unix_ms(), fastrand::u32(..));
         let marker = Outbound::synthetic(
             &self.parts.lane,

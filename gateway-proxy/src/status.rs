@@ -35,6 +35,11 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// To a thousandth, for people; a negative zero becomes a plain one.
+pub(crate) fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3 + 0.0
+}
+
 /// The state of one process; shared by reference count.
 #[derive(Debug)]
 pub struct ProcessStatus {

@@ -7,7 +7,7 @@ use crate::session::{EndReason, Resumable};
 
 /// A session nobody was connected to for so long is not asked for any more. Discord keeps sessions
 /// "a few minutes"; a refused RESUME costs only seconds, so the bound is generous.
-const SESSION_LIFE_MS: u64 = 15 * 60 * 1_000;
+const SESSION_LIFE_MS: u64 = 60 * 60 * 1_000;
 
 /// What a session must have been made with to be resumed by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,15 @@ pub enum Start {
     },
 }
 
+/// How a shard starts, and since when its events are missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// How it starts.
+    pub start: Start,
+    /// When its session was last known to be followed, unix ms: where a gap begins if it is lost.
+    pub alive_ms: Option<u64>,
+}
+
 /// Decides how a shard starts.
 ///
 /// The stream leads, since nothing is known to be stored beyond it. The record adds the resume url
@@ -71,7 +80,7 @@ pub fn start(
     wanted: &Wanted,
     stored: Option<LastStored<'_>>,
     record: Option<&ShardRecord>,
-) -> Start {
+) -> Decision {
     let record = record.filter(|record| record.shard == wanted.shard);
     let from_record = record.and_then(|record| {
         let session_id = record.session_id.clone()?;
@@ -86,14 +95,22 @@ pub fn start(
     let from_stream =
         stored.filter(|last| last.id.session != MessageId::NO_SESSION && last.id.seq > 0);
     let (known, alive_ms, of_this_sharding) = match (from_stream, from_record) {
-        (None, None) => return Start::New,
+        (None, None) => {
+            return Decision {
+                start: Start::New,
+                alive_ms: None,
+            };
+        }
         (None, Some((known, at_ms))) => (known, at_ms, true),
         (Some(last), Some((known, at_ms))) if known.session_id == last.id.session => {
             let seq = known.seq.max(last.id.seq);
             (Resumable { seq, ..known }, at_ms.max(last.at_ms), true)
         }
-        // The record was written after the last message: a session whose events are all filtered.
-        (Some(last), Some((known, at_ms))) if at_ms > last.at_ms => (known, at_ms, true),
+        // The record was written after the last message: a session whose events are all filtered, its
+        // READY too. With a READY in the stream the clocks, which differ, are not asked.
+        (Some(last), Some((known, at_ms))) if last.ready.is_none() && at_ms > last.at_ms => {
+            (known, at_ms, true)
+        }
         (Some(last), _) => {
             let ready = last.ready.filter(|ready| ready.shard == wanted.shard);
             (resumable(&last, ready), last.at_ms, ready.is_some())
@@ -104,9 +121,13 @@ pub fn start(
     } else {
         Some(EndReason::Forced)
     };
-    match refusal {
+    let start = match refusal {
         Some(reason) => Start::After { old: known, reason },
         None => Start::Resume(known),
+    };
+    Decision {
+        start,
+        alive_ms: Some(alive_ms),
     }
 }
 
@@ -191,7 +212,7 @@ mod tests {
             at_ms: NOW - age,
             ready,
         });
-        assert_eq!(&start(&wanted(), last, record), expect);
+        assert_eq!(&start(&wanted(), last, record).start, expect);
     }
 
     fn resume(session: &str, seq: u64, url: &str) -> Start {
@@ -285,7 +306,7 @@ mod tests {
             intents: Some(Intents::NONE),
             ..record("a", 90, 20)
         };
-        let Start::After { old, reason } = start(&wanted(), None, Some(&other)) else {
+        let Start::After { old, reason } = start(&wanted(), None, Some(&other)).start else {
             panic!("resumed with other intents");
         };
         assert_eq!((old.seq, reason), (90, EndReason::Forced));
@@ -294,7 +315,7 @@ mod tests {
             ..record("a", 90, 20)
         };
         assert!(matches!(
-            start(&wanted(), None, Some(&version)),
+            start(&wanted(), None, Some(&version)).start,
             Start::After { .. }
         ));
     }
@@ -302,7 +323,7 @@ mod tests {
     #[test]
     fn a_session_older_than_its_life_is_not_asked_for() {
         let old = record("a", 90, SESSION_LIFE_MS + 1);
-        let Start::After { reason, .. } = start(&wanted(), None, Some(&old)) else {
+        let Start::After { reason, .. } = start(&wanted(), None, Some(&old)).start else {
             panic!("resumed an expired session");
         };
         assert_eq!(reason, EndReason::SessionExpired);
@@ -316,9 +337,9 @@ mod tests {
         };
         let known = record("a", 90, 20);
         assert!(matches!(
-            start(&fresh, None, Some(&known)),
+            start(&fresh, None, Some(&known)).start,
             Start::After { .. }
         ));
-        assert_eq!(start(&fresh, None, None), Start::New);
+        assert_eq!(start(&fresh, None, None).start, Start::New);
     }
 }

@@ -146,6 +146,10 @@ impl Limiter {
     /// The next grant, if one is possible now.
     pub fn poll(&mut self, now_ms: u64) -> Option<ShardId> {
         self.roll_over(now_ms);
+        for last in self.last.values_mut() {
+            // A grant in the future was made before the clock was set back: its window starts now.
+            *last = (*last).min(now_ms);
+        }
         if self.budget.remaining <= self.reserve() {
             return None;
         }
@@ -283,6 +287,15 @@ mod tests {
             limiter.hold(NOW),
             Hold::Bucket(NOW - 1_000 + WINDOW_MS + MARGIN_MS)
         );
+    }
+
+    #[test]
+    fn a_clock_set_back_delays_by_one_window_at_most() {
+        let mut limiter = Limiter::new(budget(1_000, 1), 0);
+        limiter.restore([(0, NOW + 3_600_000)]);
+        limiter.request(shard(0), Priority::New);
+        assert_eq!(limiter.poll(NOW), None);
+        assert_eq!(limiter.poll(NOW + WINDOW_MS + MARGIN_MS), Some(shard(0)));
     }
 
     #[test]

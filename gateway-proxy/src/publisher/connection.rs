@@ -16,6 +16,9 @@ use crate::wire::{self, Connect, ServerInfo, ServerOp, WireError};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of the handshake at most: INFO and a PONG.
 const HANDSHAKE_MAX: usize = 128 * 1024;
+/// Servers of the cluster remembered besides those configured.
+const OTHERS_MAX: usize = 16;
+
 /// A byte stream, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -28,6 +31,26 @@ pub(super) struct Connection {
     pub(super) leftover: Vec<u8>,
     pub(super) inbox: Inbox,
     pub(super) info: ServerInfo,
+    /// Writes may stay behind until flushed.
+    pub(super) encrypted: bool,
+}
+
+/// The other servers of the cluster, as one of them names them: `host:port`.
+pub(super) fn others(info: &ServerInfo, tls: bool) -> Vec<NatsServer> {
+    let server = |url: &String| {
+        let (host, port) = url.rsplit_once(':')?;
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let port = port.parse().ok()?;
+        (!host.is_empty()).then_some(NatsServer { host, port, tls })
+    };
+    info.connect_urls
+        .iter()
+        .filter_map(server)
+        .take(OTHERS_MAX)
+        .collect()
 }
 
 /// Why there is no connection.
@@ -83,7 +106,8 @@ async fn handshake(
     let mut stream: Box<dyn Stream> = Box::new(tcp);
     let mut input = Vec::new();
     let info = read_info(&mut stream, &mut input, &url).await?;
-    if info.tls_required || server.tls || settings.requires_tls() {
+    let encrypted = info.tls_required || server.tls || settings.requires_tls();
+    if encrypted {
         let host = ServerName::try_from(server.host.clone())
             .map_err(|error| io(std::io::Error::other(error)))?;
         let connector = TlsConnector::from(settings.tls().clone());
@@ -103,6 +127,7 @@ async fn handshake(
         leftover: input,
         inbox,
         info,
+        encrypted,
     })
 }
 
@@ -258,6 +283,16 @@ fn base64_url(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rest_of_the_cluster_is_remembered() {
+        let info = ServerInfo {
+            connect_urls: vec!["10.0.0.2:4222".into(), "[::1]:4223".into(), "odd".into()],
+            ..ServerInfo::default()
+        };
+        let known: Vec<_> = others(&info, false).iter().map(NatsServer::url).collect();
+        assert_eq!(known, ["nats://10.0.0.2:4222", "nats://[::1]:4223"]);
+    }
 
     #[test]
     fn signatures_are_written_as_nats_reads_them() {

@@ -1,7 +1,7 @@
 //! One shard's place in a publisher: what its messages share, and how far they are stored.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use schemas::{Prefix, ShardId};
 
@@ -21,6 +21,9 @@ pub(crate) struct Lane {
     // `--drop-events`.
     published: AtomicU64,
     handled: AtomicU64,
+    // Gap markers handed over and not stored yet. Until they are, the session before them is what a
+    // successor must find, so that the gap is announced in any case.
+    gaps: AtomicU32,
 }
 
 /// A session's generation and a sequence in it.
@@ -48,6 +51,7 @@ impl Lane {
             acked: mark(),
             published: mark(),
             handled: mark(),
+            gaps: AtomicU32::new(0),
         })
     }
 
@@ -59,7 +63,18 @@ impl Lane {
         let handled = self.handled.load(Ordering::Acquire);
         let published = self.published.load(Ordering::Acquire);
         let acked = self.acked.load(Ordering::Acquire);
-        unpack(if acked == published { handled } else { acked })
+        let settled = acked == published && self.gaps.load(Ordering::Acquire) == 0;
+        unpack(if settled { handled } else { acked })
+    }
+
+    /// A gap marker is handed over.
+    pub(crate) fn add_gap(&self) {
+        self.gaps.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// It is stored.
+    pub(super) fn gap_stored(&self) {
+        self.gaps.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// An event of the shard is handed over.
@@ -117,6 +132,16 @@ mod tests {
         assert_eq!(lane.checkpoint(), (0, 10));
         lane.set_acked((0, 12));
         assert_eq!(lane.checkpoint(), (0, 13));
+    }
+
+    #[test]
+    fn a_session_all_filtered_is_no_checkpoint_before_its_gap_is_stored() {
+        let lane = lane();
+        lane.add_gap();
+        lane.set_left_out((1, 1));
+        assert_eq!(lane.checkpoint(), (0, 10));
+        lane.gap_stored();
+        assert_eq!(lane.checkpoint(), (1, 1));
     }
 
     #[test]

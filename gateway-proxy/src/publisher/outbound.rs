@@ -30,6 +30,8 @@ pub(crate) struct Outbound {
     seq: Option<u64>,
     // This is the marker that stands for an oversized frame.
     stand_in: bool,
+    // This marker was counted by `Lane::add_gap`.
+    gap: bool,
     slot: EventSlot,
     handed_over: Instant,
 }
@@ -74,6 +76,7 @@ impl Outbound {
             generation: session.generation,
             seq: Some(seq),
             stand_in: false,
+            gap: false,
             slot: EventSlot::of(event),
             handed_over: now,
         }
@@ -111,6 +114,7 @@ impl Outbound {
             generation: 0,
             seq: None,
             stand_in: false,
+            gap: matches!(event, ProxyEvent::Gap(_)),
             slot: EventSlot::of(&EventName::Proxy(event.kind())),
             handed_over: now,
         }
@@ -149,9 +153,16 @@ impl Outbound {
         self.lane.shard()
     }
 
-    /// Session and sequence; `None` for a synthetic event.
-    pub(super) fn identity(&self) -> Option<(&str, u64)> {
-        Some((self.session_id(), self.seq?))
+    /// The whole `Nats-Msg-Id`.
+    pub(super) fn message_id(&self) -> &str {
+        let headers = std::str::from_utf8(self.headers()).unwrap_or_default();
+        let value = headers.rsplit_once(": ").map_or("", |(_, value)| value);
+        value.trim_end()
+    }
+
+    /// True for an event of the proxy's own, which has no sequence of its own.
+    pub(super) const fn is_synthetic(&self) -> bool {
+        self.seq.is_none()
     }
 
     /// Every subject of the shard: `discord.shard.7.events.*.*`.
@@ -160,6 +171,9 @@ impl Outbound {
     }
 
     pub(super) fn acknowledge(&self) {
+        if self.gap {
+            self.lane.gap_stored();
+        }
         if let Some(seq) = self.seq {
             self.lane.set_acked((self.generation, seq));
         }
@@ -192,15 +206,14 @@ impl Outbound {
             generation: self.generation,
             seq: Some(seq),
             stand_in: true,
+            gap: false,
             ..marker
         })
     }
 
     fn session_id(&self) -> &str {
-        let headers = std::str::from_utf8(self.headers()).unwrap_or_default();
-        let value = headers.rsplit_once(": ").map_or("", |(_, value)| value);
-        value
-            .split_once(':')
+        let id = self.message_id();
+        id.split_once(':')
             .map_or(MessageId::NO_SESSION, |(session, _)| session)
     }
 

@@ -30,8 +30,8 @@ pub(crate) struct Reconcile {
 /// What the stream and the records say about shards.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    // Session and sequence of the last message, by the shard's subjects.
-    last: HashMap<String, (String, u64)>,
+    // The id of the last message, by the shard's subjects.
+    last: HashMap<String, String>,
     // Shards that another process took.
     lost: HashSet<u32>,
 }
@@ -52,14 +52,29 @@ impl Standing {
         if self.lost.contains(&message.shard().id()) {
             return Fate::Foreign;
         }
-        let Some((session, seq)) = message.identity() else {
-            return Fate::Publish;
-        };
         match self.last.get(&message.subjects_of_shard()) {
-            Some((known, at)) if known == session && *at >= seq => Fate::Stored,
+            Some(last) if reaches(last, message) => Fate::Stored,
             _ => Fate::Publish,
         }
     }
+}
+
+/// Whether a shard whose last stored message has this id holds the message. Messages of a shard are
+/// stored in order, and a marker carries the sequence of the event before it.
+fn reaches(last: &str, message: &Outbound) -> bool {
+    let wanted = message.message_id();
+    if last == wanted {
+        return true;
+    }
+    let (Ok(last), Ok(wanted)) = (MessageId::parse(last), MessageId::parse(wanted)) else {
+        return false;
+    };
+    let further = if message.is_synthetic() {
+        last.seq > wanted.seq
+    } else {
+        last.seq >= wanted.seq
+    };
+    last.session == wanted.session && further
 }
 
 impl Reconcile {
@@ -69,20 +84,16 @@ impl Reconcile {
         &self,
         written: impl Iterator<Item = &'a Outbound>,
     ) -> Result<usize, String> {
-        let mut last_of_shard: HashMap<String, Option<(String, u64)>> = HashMap::new();
+        let mut last_of_shard: HashMap<String, Option<String>> = HashMap::new();
         let mut stored = 0;
         for (index, message) in written.enumerate() {
-            // A marker has no sequence of its own; its neighbours settle it.
-            let Some((session, seq)) = message.identity() else {
-                continue;
-            };
             let subjects = message.subjects_of_shard();
             if !last_of_shard.contains_key(&subjects) {
                 let last = self.last(&subjects).await?;
                 last_of_shard.insert(subjects.clone(), last);
             }
             let last = last_of_shard.get(&subjects).and_then(Option::as_ref);
-            if last.is_some_and(|(known, at)| known == session && *at >= seq) {
+            if last.is_some_and(|last| reaches(last, message)) {
                 stored = index + 1;
             }
         }
@@ -111,7 +122,8 @@ impl Reconcile {
         Ok(standing)
     }
 
-    async fn last(&self, subjects: &str) -> Result<Option<(String, u64)>, String> {
+    /// The id of the last message.
+    async fn last(&self, subjects: &str) -> Result<Option<String>, String> {
         let lookup = self.stream.get_last_raw_message_by_subject(subjects);
         let message = match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
             Ok(Ok(message)) => message,
@@ -121,13 +133,9 @@ impl Reconcile {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
         };
-        let id = message
+        Ok(message
             .headers
             .get(NATS_MSG_ID)
-            .map(|id| id.as_str().to_owned());
-        let id = id.unwrap_or_default();
-        Ok(MessageId::parse(&id)
-            .ok()
-            .map(|id| (id.session.to_owned(), id.seq)))
+            .map(|id| id.as_str().to_owned()))
     }
 }

@@ -16,7 +16,7 @@ use super::connection::{self, Connection};
 use super::inbox::About;
 use super::reconcile::Fate;
 use super::{Outbound, Publisher, Reconcile};
-use crate::config::NatsSettings;
+use crate::config::{NatsServer, NatsSettings};
 use crate::metrics::MalformedKind;
 use crate::ownership::STOOD_STILL;
 use crate::status::unix_ms;
@@ -51,6 +51,8 @@ pub(crate) async fn run(
         ingest: Ingest::new(),
         taken: Vec::new(),
         next_server: 0,
+        others: Vec::new(),
+        quiet: false,
         logged: None,
         oldest_written: None,
         stood_still: false,
@@ -70,6 +72,10 @@ struct Task {
     // Swapped with the shards' inbox, so that neither allocates anew.
     taken: Vec<Outbound>,
     next_server: usize,
+    // Servers of the cluster that one of them named.
+    others: Vec<NatsServer>,
+    // The last trouble was not logged, so that its end is not either.
+    quiet: bool,
     logged: Option<Instant>,
     // When the first of the messages in flight at the last trouble may have been stored.
     oldest_written: Option<Instant>,
@@ -111,17 +117,30 @@ impl Task {
     }
 
     async fn connect(&mut self) -> Result<Connection, connection::ConnectError> {
-        let servers = self.settings.servers();
-        let server = &servers[self.next_server % servers.len()];
+        let configured = self.settings.servers();
+        // Those of the configuration first; the others only while these do not answer.
+        let known = configured.len() + self.others.len();
+        let index = self.next_server % known;
+        let server = configured
+            .get(index)
+            .unwrap_or_else(|| &self.others[index - configured.len()])
+            .clone();
         self.next_server = self.next_server.wrapping_add(1);
-        let connection = connection::connect(&self.settings, server, &self.name).await?;
-        info!(
-            server = %server.url(),
-            version = %connection.info.version,
-            max_payload = connection.info.max_payload,
-            unacknowledged = self.ingest.len(),
-            "publisher connected"
-        );
+        let connection = connection::connect(&self.settings, &server, &self.name).await?;
+        self.others = connection::others(&connection.info, server.tls);
+        let (url, info) = (server.url(), &connection.info);
+        let unacknowledged = self.ingest.len();
+        if self.quiet {
+            debug!(server = %url, unacknowledged, "publisher connected");
+        } else {
+            info!(
+                server = %url,
+                version = %info.version,
+                max_payload = info.max_payload,
+                unacknowledged,
+                "publisher connected"
+            );
+        }
         Ok(connection)
     }
 
@@ -234,13 +253,12 @@ impl Task {
                 Err(error) => return Err(End::Io(error)),
             },
             // 2: what is prepared goes out.
-            written = write(&mut link.connection.writer, &link.output[link.written..], waits_since),
-                if link.unwritten() => {
-                match written {
-                    Ok(0) => return Err(End::Closed),
-                    Ok(count) => {
-                        link.wrote(count);
-                    }
+            pushed = push(&mut link.connection.writer, &link.output[link.written..], waits_since),
+                if link.unwritten() || link.unflushed => {
+                match pushed {
+                    Ok(Pushed::Wrote(0)) => return Err(End::Closed),
+                    Ok(Pushed::Wrote(count)) => link.wrote(count),
+                    Ok(Pushed::Flushed) => link.unflushed = false,
                     Err(_) if waits_since.elapsed() > STOOD_STILL => {
                         return Err(End::StoodStill(waits_since.elapsed()));
                     }
@@ -420,6 +438,7 @@ impl Task {
         let due = self
             .logged
             .is_none_or(|at| now.duration_since(at) >= LOG_EVERY);
+        self.quiet = !due;
         if due {
             self.logged = Some(now);
             warn!(
@@ -434,18 +453,29 @@ impl Task {
     }
 }
 
-/// Writes what it can. Refuses when the wait has been so long that the process must have stood still:
-/// what is prepared may not be ours to publish any more.
-async fn write(
+/// What [`push`] did.
+enum Pushed {
+    Wrote(usize),
+    Flushed,
+}
+
+/// Writes what it can; with nothing left to write, flushes, since TLS may keep the end of a write to
+/// itself. Refuses when the wait has been so long that the process must have stood still: what is
+/// prepared may not be ours to publish any more.
+async fn push(
     writer: &mut (impl AsyncWrite + Unpin),
     output: &[u8],
     waits_since: Instant,
-) -> std::io::Result<usize> {
+) -> std::io::Result<Pushed> {
     std::future::poll_fn(|context| {
+        let writer = Pin::new(&mut *writer);
         if waits_since.elapsed() > STOOD_STILL {
             return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut *writer).poll_write(context, output)
+        if output.is_empty() {
+            return writer.poll_flush(context).map_ok(|()| Pushed::Flushed);
+        }
+        writer.poll_write(context, output).map_ok(Pushed::Wrote)
     })
     .await
 }
@@ -472,6 +502,7 @@ struct Link {
     output: Vec<u8>,
     // The first `written` bytes of `output` are on their way.
     written: usize,
+    unflushed: bool,
 }
 
 impl Link {
@@ -483,6 +514,7 @@ impl Link {
             input,
             output: Vec::new(),
             written: 0,
+            unflushed: false,
         }
     }
 
@@ -492,6 +524,7 @@ impl Link {
 
     fn wrote(&mut self, count: usize) {
         self.written += count;
+        self.unflushed = self.connection.encrypted;
         if self.written == self.output.len() {
             self.written = 0;
             self.output.clear();

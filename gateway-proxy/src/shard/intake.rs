@@ -36,12 +36,13 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(shared: Arc<Shared>, parts: ShardParts) -> Self {
+    /// `last_event_ms`: when the shard's session was last known to be followed, unix ms.
+    pub(super) fn new(shared: Arc<Shared>, parts: ShardParts, last_event_ms: u64) -> Self {
         Self {
             shared,
             parts,
             awaited: HashSet::new(),
-            last_event_ms: unix_ms(),
+            last_event_ms,
         }
     }
 
@@ -236,6 +237,7 @@ impl Intake {
         let Some(id) = session.id() else { return };
         let generation = session.generation();
         let status = &self.parts.status;
+        self.last_event_ms = unix_ms();
         status.count_event(payload.len());
         status.set_last_seq(seq);
         if !self.shared.filter.publishes(name) {
@@ -285,10 +287,9 @@ impl Intake {
             warn!(%shard, ?echoed, "READY names another shard");
         }
         self.awaited = ready.guild_ids().into_iter().collect();
-        self.last_event_ms = unix_ms();
         let status = &self.parts.status;
         status.set_guilds(u32::try_from(ready.guilds).unwrap_or(u32::MAX));
-        status.set_session(&ready.session_id, self.last_event_ms);
+        status.set_session(&ready.session_id, unix_ms());
         let known = session
             .resumable()
             .map(|known| (session.generation(), known));
@@ -353,6 +354,7 @@ impl Intake {
         );
         self.shared.metrics.gaps.add(reason);
         self.parts.status.count_gap();
+        self.parts.lane.add_gap();
         self.parts.publisher.hand_over(marker);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use schemas::health::ShardHealth;
 use schemas::{ShardId, ShardState};
 
-use super::{Average, locked, unix_ms};
+use super::{Average, locked, rounded, unix_ms};
 
 /// Guilds before READY: not zero, but unknown.
 const GUILDS_UNKNOWN: i64 = -1;
@@ -272,8 +272,8 @@ impl ShardStatus {
             guilds: self.guilds(),
             latency_ms: self
                 .latency()
-                .map(|latency| latency.as_secs_f64() * 1_000.0),
-            events_per_second: self.events_per_second(),
+                .map(|latency| rounded(latency.as_secs_f64() * 1_000.0)),
+            events_per_second: rounded(self.events_per_second()),
             events_total: self.events(),
             session_age_s: self.session_started_unix_ms().map(age),
             last_seq: self.last_seq(),
