@@ -11,8 +11,8 @@ use tokio::signal;
 use tokio::time::sleep;
 
 use crate::simulator::{
-    Config, GuildBytes, Load, Mix, Pace, PlaybackError, ScriptStep, SessionStarts, Simulator,
-    StartError,
+    Compression, Config, GuildBytes, Load, Mix, Pace, PlaybackError, ScriptStep, SessionStarts,
+    Simulator, StartError,
 };
 
 /// Flags, files or their contents are wrong (`EX_USAGE`).
@@ -89,6 +89,21 @@ pub struct Args {
     /// Which events.
     #[arg(long, value_enum, default_value_t = MixArg::PresencesOff)]
     pub mix: MixArg,
+    /// zlib level, 0 to 9.
+    #[arg(long, default_value_t = 1)]
+    pub zlib_level: u32,
+    /// zstd level; negative ones are faster.
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
+    pub zstd_level: i32,
+    /// Split zlib messages into WebSocket messages of so many bytes.
+    #[arg(long)]
+    pub zlib_split: Option<usize>,
+    /// Put so many zlib messages into one WebSocket message.
+    #[arg(long, default_value_t = 1)]
+    pub zlib_coalesce: usize,
+    /// Let the zlib suffix also stand inside messages.
+    #[arg(long)]
+    pub zlib_inner_suffix: bool,
     /// Slash commands typed per second.
     #[arg(long, default_value_t = 0.0)]
     pub commands: f64,
@@ -285,6 +300,14 @@ fn config(args: &Args) -> Result<Config, CliError> {
             pace,
             mix,
             commands_per_second: args.commands,
+        },
+        compression: Compression {
+            zlib_level: args.zlib_level.min(9),
+            zstd_level: args.zstd_level,
+            zlib_split: args.zlib_split,
+            zlib_coalesce: args.zlib_coalesce,
+            zlib_inner_suffix: args.zlib_inner_suffix,
+            ..defaults.compression
         },
         playback: args.replay.clone(),
         script: match &args.script {

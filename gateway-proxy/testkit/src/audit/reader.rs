@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::{self, stream::Stream};
 use async_nats::{Client, HeaderMap};
 use futures_util::StreamExt as _;
@@ -115,34 +116,40 @@ impl SessionEvents {
 
 /// Reads the streams of one prefix.
 pub(super) struct Reader {
-    streams: Vec<(Stream, u64)>,
+    sources: Vec<Source>,
     stored: Stored,
+}
+
+/// One stream and how far it is read.
+struct Source {
+    name: String,
+    stream: Stream,
+    next: u64,
+    /// Kept between looks: a consumer for each of them would pile up in the server.
+    messages: Option<Ordered>,
 }
 
 impl Reader {
     pub(super) async fn open(client: &Client, prefix: &Prefix) -> Result<Self, AuditError> {
         let jetstream = jetstream::new(client.clone());
         let name = prefix.event_stream(None);
+        let mut sources = Vec::new();
         if let Some(stream) = find(&jetstream, &name).await? {
-            return Ok(Self {
-                streams: vec![(stream, 1)],
-                stored: Stored::default(),
-            });
-        }
-        let mut streams = Vec::new();
-        for index in 0..STREAMS_MAX {
-            match find(&jetstream, &prefix.event_stream(Some(index))).await? {
-                Some(stream) => streams.push((stream, 1)),
-                None => break,
+            sources.push(Source::new(name.clone(), stream));
+        } else {
+            for index in 0..STREAMS_MAX {
+                let name = prefix.event_stream(Some(index));
+                match find(&jetstream, &name).await? {
+                    Some(stream) => sources.push(Source::new(name, stream)),
+                    None => break,
+                }
             }
         }
-        if streams.is_empty() {
+        if sources.is_empty() {
             return Err(AuditError::NoStream { name });
         }
-        Ok(Self {
-            streams,
-            stored: Stored::default(),
-        })
+        let stored = Stored::default();
+        Ok(Self { sources, stored })
     }
 
     pub(super) const fn stored(&self) -> &Stored {
@@ -151,50 +158,64 @@ impl Reader {
 
     /// Reads what the streams hold at this moment and was not read before.
     pub(super) async fn read_on(&mut self) -> Result<(), AuditError> {
-        for (stream, next) in &mut self.streams {
-            let name = stream.cached_info().config.name.clone();
-            let nats = |reason: String| AuditError::Nats {
-                name: name.clone(),
-                reason,
-            };
-            let state = stream
-                .info()
-                .await
-                .map_err(|e| nats(e.to_string()))?
-                .state
-                .clone();
-            let last = state.last_sequence;
-            if state.messages == 0 || last < *next {
-                continue;
-            }
-            let config = OrderedConfig {
-                deliver_policy: DeliverPolicy::ByStartSequence {
-                    start_sequence: *next,
-                },
-                ..OrderedConfig::default()
-            };
-            let consumer = stream
-                .create_consumer(config)
-                .await
-                .map_err(|e| nats(e.to_string()))?;
-            let mut messages = consumer.messages().await.map_err(|e| nats(e.to_string()))?;
-            while *next <= last {
-                let message = timeout(MESSAGE_WITHIN, messages.next()).await;
-                let message = message.map_err(|_| nats(format!("message {next} does not come")))?;
-                let message = message
-                    .ok_or_else(|| nats("the consumer ended".to_owned()))?
-                    .map_err(|e| nats(e.to_string()))?;
-                let position = message
-                    .info()
-                    .map_err(|e| nats(e.to_string()))?
-                    .stream_sequence;
-                let headers = message.headers.as_ref();
-                self.stored
-                    .take(&message.subject, headers, &message.payload, position);
-                *next = position + 1;
-            }
+        for source in &mut self.sources {
+            let name = source.name.clone();
+            let failed = |reason| AuditError::Nats { name, reason };
+            source.read_on(&mut self.stored).await.map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+impl Source {
+    const fn new(name: String, stream: Stream) -> Self {
+        Self {
+            name,
+            stream,
+            next: 1,
+            messages: None,
+        }
+    }
+
+    /// Errors are NATS' words.
+    async fn read_on(&mut self, stored: &mut Stored) -> Result<(), String> {
+        let info = self.stream.info().await.map_err(|e| e.to_string())?;
+        let (held, last) = (info.state.messages, info.state.last_sequence);
+        if held == 0 || last < self.next {
+            return Ok(());
+        }
+        let mut messages = match self.messages.take() {
+            Some(messages) => messages,
+            None => self.consume().await?,
+        };
+        while self.next <= last {
+            let message = timeout(MESSAGE_WITHIN, messages.next())
+                .await
+                .map_err(|_| format!("message {} does not come", self.next))?
+                .ok_or("the consumer ended")?
+                .map_err(|e| e.to_string())?;
+            let position = message.info().map_err(|e| e.to_string())?.stream_sequence;
+            let headers = message.headers.as_ref();
+            stored.take(&message.subject, headers, &message.payload, position);
+            self.next = position + 1;
+        }
+        self.messages = Some(messages);
+        Ok(())
+    }
+
+    async fn consume(&self) -> Result<Ordered, String> {
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.next,
+            },
+            ..OrderedConfig::default()
+        };
+        let consumer = self
+            .stream
+            .create_consumer(config)
+            .await
+            .map_err(|e| e.to_string())?;
+        consumer.messages().await.map_err(|e| e.to_string())
     }
 }
 

@@ -313,27 +313,29 @@ fn absent(session: &SessionRecord, seq: u64, entry: &Entry, report: &mut AuditRe
     }
 }
 
-/// Looks for the `PROXY_GAP` between an ended session and the next one of its shard tuple. None is
-/// due where READY of either was never stored: nobody can know that session.
+/// Looks for the `PROXY_GAP` between a session that ended, or that nobody resumed, and the next one
+/// of its shard tuple. None is due where READY of either was never stored: nobody can know that
+/// session.
 fn owed_gaps(ledger: &LedgerSnapshot, stored: &Stored, report: &mut AuditReport) {
     let ready = |session: &SessionRecord| {
         let events = &stored.sessions.get(&session.id)?.events;
-        events
-            .iter()
-            .find(|event| event.seq == 1)
-            .map(|event| event.position)
+        let first = events.iter().find(|event| event.seq == 1);
+        first.map(|event| event.position)
     };
     let mut begun = HashMap::new();
     let mut ended = HashMap::new();
     for record in &ledger.lifecycle {
+        let session = record.session.as_str();
         match record.step {
-            Step::Identified => drop(begun.insert(record.session.as_str(), record.at_us)),
-            Step::Invalidated { resumable: false }
+            Step::Identified => drop(begun.insert(session, record.at_us)),
+            Step::Resumed { .. } => drop(ended.remove(session)),
+            Step::TakenOver | Step::Invalidated { resumable: true } => {}
+            Step::Disconnected { .. }
+            | Step::Invalidated { resumable: false }
             | Step::ReplayExceeded { .. }
             | Step::Destroyed { .. }
             | Step::Expired
-            | Step::Revoked => drop(ended.insert(record.session.as_str(), record.at_us)),
-            _ => {}
+            | Step::Revoked => drop(ended.entry(session).or_insert(record.at_us)),
         }
     }
     for (at, session) in ledger.sessions.iter().enumerate() {

@@ -78,7 +78,7 @@ pub(crate) fn identify(shared: &Shared, asker: &Asker, d: &Value) -> Verdict {
         .entry(shard)
         .or_insert_with(|| Arc::new(AtomicU64::new(0)));
     let made = Arc::clone(made);
-    let id = session_id(shared.config.seed, number);
+    let id = session_id(shared.config.seed ^ shared.run, number);
     let session = Session::new(id, shard, intents, asker.params, guilds, made);
     let session = Arc::new(session);
     session.attach(asker.connection, Arc::clone(&asker.wake));
@@ -286,7 +286,8 @@ fn revoke(shared: &Shared, hub: &mut Hub) {
     shared.reroute(hub);
 }
 
-/// 32 hexadecimal digits, another one for each session of a seed.
+/// 32 hexadecimal digits, another one for each session and run: a NATS that saw the same id would
+/// drop the new session's events as duplicates.
 fn session_id(seed: u64, number: u64) -> String {
     let high = splitmix(seed ^ splitmix(number));
     format!("{high:016x}{:016x}", splitmix(high ^ number))

@@ -122,7 +122,57 @@ fn skip_value(text: &[u8], mut at: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// JSON with strings full of braces and quotes, four levels deep.
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let text = "[a-d{}\\[\\],:\"\\\\ é]{0,8}";
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            text.prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::btree_map("[a-d\\{\\}]{1,4}|guild_id", inner, 0..6)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn members_are_those_of_a_whole_parser(value in json(), pretty in any::<bool>()) {
+            let text = if pretty {
+                serde_json::to_string_pretty(&value).unwrap()
+            } else {
+                value.to_string()
+            };
+            let found = members(text.as_bytes());
+            let Some(object) = value.as_object() else {
+                prop_assert!(found.is_none());
+                return Ok(());
+            };
+            let found = found.unwrap();
+            prop_assert_eq!(found.len(), object.len());
+            for member in found {
+                let key = std::str::from_utf8(member.key).unwrap();
+                let value: serde_json::Value = serde_json::from_str(&text[member.value]).unwrap();
+                prop_assert_eq!(&value, &object[key]);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            if let Some(found) = members(&bytes) {
+                prop_assert!(found.iter().all(|member| member.value.end <= bytes.len()));
+            }
+        }
+    }
 
     #[test]
     fn only_depth_one_members_count() {

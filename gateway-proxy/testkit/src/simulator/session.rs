@@ -1,25 +1,23 @@
 //! A gateway session: its sequence, replay buffer and ledger, independent of any socket.
 
+mod body;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use schemas::ShardId;
 use tokio::sync::Notify;
 
+pub(crate) use self::body::{Body, NO_GUILD_INDEX, RawFrame};
 use super::compress::{Encoder, Transport};
-use super::events::{GUILD_PRESENCES, MESSAGE_CONTENT};
 use super::ledger::{Entry, SessionRecord, SessionState, Step, content_hash};
 use super::load::FloodTable;
 use super::state::Shared;
-use super::templates::{Context, VIRTUAL_EPOCH_MS};
 
 /// Written to the socket in one go; larger only for a single large event.
 const BATCH_BYTES: usize = 64 * 1024;
 /// GUILD_CREATEs that pile up for a disconnected session at each housekeeping.
 const STARTUP_WHILE_AWAY: usize = 20;
-/// Marks an event of no guild.
-pub(crate) const NO_GUILD_INDEX: u32 = u32::MAX;
 
 /// How far a session is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,51 +43,6 @@ pub struct Progress {
 pub(crate) struct Params {
     pub(crate) version: u32,
     pub(crate) transport: Transport,
-}
-
-/// A dispatch's content: a recipe that renders the same bytes each time, or bytes.
-#[derive(Clone)]
-pub(crate) enum Body {
-    Template {
-        template: u16,
-        guild: u32,
-        seed: u64,
-        moment: u32,
-    },
-    Guild {
-        guild: u32,
-    },
-    Raw(Arc<RawFrame>),
-}
-
-/// A frame without its sequence number.
-pub(crate) struct RawFrame {
-    /// Up to and including `"s":`.
-    pub(crate) head: Bytes,
-    /// From behind the number.
-    pub(crate) tail: Bytes,
-    pub(crate) name: u16,
-    pub(crate) guild: u64,
-    pub(crate) flags: u16,
-}
-
-impl RawFrame {
-    /// A frame in the order real gateways use: `t`, `s`, `op`, `d`.
-    pub(crate) fn new(shared: &Shared, t: &str, guild: u64, d: &[u8]) -> Self {
-        let head = format!("{{\"t\":{},\"s\":", serde_json::Value::from(t));
-        let mut tail = Vec::with_capacity(d.len() + 16);
-        tail.extend_from_slice(b",\"op\":0,\"d\":");
-        tail.extend_from_slice(d);
-        tail.push(b'}');
-        let name = shared.names.number(t);
-        Self {
-            head: head.into(),
-            tail: tail.into(),
-            name,
-            guild,
-            flags: 0,
-        }
-    }
 }
 
 struct Queued {
@@ -308,7 +261,8 @@ impl Session {
             let seq = inner.cursor;
             let at = (seq - inner.first_seq) as usize;
             scratch.clear();
-            self.render(shared, &inner.buffer[at].body, seq, scratch);
+            let body = &inner.buffer[at].body;
+            body.render(shared, self.intents, seq, scratch);
             let entry = &mut inner.entries[(seq - 1) as usize];
             if !entry.is_written() {
                 entry.written_us = now_us;
@@ -367,45 +321,6 @@ impl Session {
             return true;
         }
         false
-    }
-
-    fn render(&self, shared: &Shared, body: &Body, seq: u64, out: &mut Vec<u8>) {
-        match body {
-            Body::Raw(raw) => {
-                out.extend_from_slice(&raw.head);
-                schemas::subject::push_decimal(out, seq);
-                out.extend_from_slice(&raw.tail);
-            }
-            Body::Guild { guild } => {
-                open_frame(out, "GUILD_CREATE", seq);
-                let presences = self.intents & GUILD_PRESENCES != 0;
-                shared
-                    .templates
-                    .render_guild(out, &shared.world, *guild, presences);
-                out.push(b'}');
-            }
-            Body::Template {
-                template,
-                guild,
-                seed,
-                moment,
-            } => {
-                open_frame(
-                    out,
-                    shared.templates.events[usize::from(*template)].event,
-                    seq,
-                );
-                let stripped = self.intents & MESSAGE_CONTENT == 0;
-                let guild = match *guild {
-                    NO_GUILD_INDEX => 0,
-                    guild => shared.world.guild(guild).id,
-                };
-                let moment = VIRTUAL_EPOCH_MS + u64::from(*moment);
-                let context = Context::new(guild, *seed, moment, None);
-                shared.templates.render(out, *template, stripped, context);
-                out.push(b'}');
-            }
-        }
     }
 
     /// Attaches another socket where Discord would.
@@ -569,12 +484,4 @@ fn prune(shared: &Shared, inner: &mut Inner) {
         inner.buffer.pop_front();
         inner.first_seq += 1;
     }
-}
-
-fn open_frame(out: &mut Vec<u8>, event: &str, seq: u64) {
-    out.extend_from_slice(b"{\"t\":\"");
-    out.extend_from_slice(event.as_bytes());
-    out.extend_from_slice(b"\",\"s\":");
-    schemas::subject::push_decimal(out, seq);
-    out.extend_from_slice(b",\"op\":0,\"d\":");
 }

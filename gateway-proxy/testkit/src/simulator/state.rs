@@ -15,7 +15,7 @@ use super::config::{Config, Load};
 use super::connection::MemberRequests;
 use super::events::Names;
 use super::faults::{ConnectFault, Fault, Target};
-use super::guilds::{World, shard_of, snowflake};
+use super::guilds::{World, shard_of, snowflake, splitmix};
 use super::interactions::Interactions;
 use super::ledger::{LedgerSnapshot, Log, Rule, Step};
 use super::load::{LoadState, Playback, Recorded};
@@ -130,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) guild_create: u16,
     /// The frame of RESUMED.
     pub(crate) resumed: Arc<RawFrame>,
+    /// Tells runs with the same seed apart.
+    pub(crate) run: u64,
     command_template: u16,
     started: Instant,
     started_unix_ms: u64,
@@ -190,6 +192,7 @@ impl Shared {
             load_changed: Notify::new(),
             started: Instant::now(),
             started_unix_ms: unix.as_millis() as u64,
+            run: splitmix(unix.as_nanos() as u64 ^ u64::from(std::process::id()) << 32),
             load_generation: AtomicU64::new(0),
             routes: Mutex::default(),
             hub: Mutex::new(hub),

@@ -5,7 +5,7 @@ use testkit::simulator::{
     Step, content_hash,
 };
 
-use crate::client::{Client, eventually, heartbeat, identify, resume};
+use crate::client::{Client, Event, eventually, heartbeat, identify, resume};
 
 async fn simulator(config: Config) -> Simulator {
     Simulator::start(config).await.unwrap()
@@ -142,4 +142,56 @@ async fn heartbeats_are_acknowledged_before_and_after_identify() {
     client.send(&heartbeat(Some(1))).await;
     client.expect_op(11).await;
     assert_eq!(sim.ledger().sessions[0].heartbeat_seq, 1);
+}
+
+#[tokio::test]
+async fn payload_compression_is_asked_for_in_identify() {
+    let sim = simulator(Config {
+        guilds: 3,
+        ..Config::default()
+    })
+    .await;
+    let mut client = Client::open(sim.gateway_url(), None).await;
+    client.expect_op(10).await;
+    let mut hello = identify(&sim, [0, 1]);
+    hello["d"]["compress"] = true.into();
+    client.send(&hello).await;
+    let ready = client.ready().await;
+    let wire = sim.stats().wire_bytes;
+    let frames = client.dispatches_to(4).await;
+    let ledger = sim.ledger();
+    for (seq, text) in &frames {
+        assert_eq!(
+            entry(&ledger, &ready.session, *seq).hash,
+            content_hash(text.as_bytes())
+        );
+    }
+    let json: usize = frames.iter().map(|(_, text)| text.len()).sum();
+    assert!(sim.stats().wire_bytes - wire < json as u64);
+}
+
+#[tokio::test]
+async fn messages_may_share_a_websocket_message() {
+    // A reader that waits for the suffix gets several documents at once.
+    let compression = Compression {
+        zlib_coalesce: 2,
+        ..Compression::default()
+    };
+    let sim = simulator(Config {
+        guilds: 3,
+        compression,
+        ..Config::default()
+    })
+    .await;
+    let mut client = Client::open(sim.gateway_url(), Some("zlib-stream")).await;
+    client.expect_op(10).await;
+    client.send(&identify(&sim, [0, 1])).await;
+    let Event::Text(text) = client.next().await else {
+        panic!("closed")
+    };
+    let documents = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+    let names: Vec<_> = documents
+        .map(|d| d.unwrap()["t"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["READY", "GUILD_CREATE"]);
 }
