@@ -335,7 +335,8 @@ fn summarise(
 fn is_allowed(rule: Rule, run: &Run) -> bool {
     match rule {
         Rule::MissedHeartbeat => run.struck.contains_key("freeze proxy"),
-        Rule::ResumeOnMainUrl => true,
+        // A session that ended while its proxy was away is asked for before it is known to be gone.
+        Rule::ResumeOnMainUrl | Rule::UnknownSession => true,
         _ => false,
     }
 }

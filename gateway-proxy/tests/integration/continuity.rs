@@ -215,3 +215,54 @@ async fn a_fresh_start_announces_what_it_does_not_resume() {
     let report = rig.expect_clean(&[&proxy]).await;
     assert_eq!((report.identifies, report.gaps.len()), (8, 4), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_close_of_every_shard_ends_the_process_without_waiting_for_the_grace_period() {
+    let rig = Rig::start(four_shards()).await;
+    let proxy = rig.proxy().args(&["--grace-period", "60s"]).spawn();
+    eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
+    rig.simulator
+        .inject(Target::All, Fault::Close { code: 4014 });
+    let began = std::time::Instant::now();
+    assert_eq!(proxy.exit_code().await, Some(77));
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_begins_where_the_session_was_last_followed() {
+    let rig = Rig::start(four_shards()).await;
+    let proxy = ready(&rig).await;
+    rig.caught_up(&[&proxy]).await;
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit_code().await, Some(0));
+    let ended = std::time::SystemTime::now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let proxy = rig.proxy().args(&["--fresh"]).spawn();
+    eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
+    rig.simulator.apply(Action::ExpireSessions);
+    rig.caught_up(&[&proxy]).await;
+    let jetstream = async_nats::jetstream::new(rig.client().await);
+    let stream = jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
+    let subject = "discord.shard.0.events.none.PROXY_GAP";
+    let message = stream
+        .get_last_raw_message_by_subject(subject)
+        .await
+        .unwrap();
+    let event = schemas::ProxyEvent::from_frame(&message.payload).unwrap();
+    let schemas::ProxyEvent::Gap(gap) = event else {
+        panic!("{event:?}")
+    };
+    let ended = ended
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis() as u64;
+    assert!(
+        gap.from.unix_ms() <= ended,
+        "{gap:?} does not cover the time without a process"
+    );
+    assert!(gap.to.unix_ms() >= ended + 2_000, "{gap:?}");
+}

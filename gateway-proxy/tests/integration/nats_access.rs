@@ -127,3 +127,18 @@ async fn an_embedded_server_keeps_its_store_to_itself_and_goes_with_the_proxy() 
     );
     comes_up(run).await;
 }
+
+#[tokio::test]
+async fn a_user_who_may_not_publish_events_ends_the_start_before_an_identify_is_spent() {
+    let nats = server(
+        "authorization { users: [{user: bob, password: pw, permissions: {
+            publish: [\"$JS.API.>\", \"$KV.>\", \"_INBOX.>\"], subscribe: \"_INBOX.>\" }}] }"
+            .to_owned(),
+    )
+    .await;
+    let discord = simulator().await;
+    let url = nats.url().replace("nats://", "nats://bob:pw@");
+    let finished = Run::proxy(&url, discord.api_url()).finish().await;
+    finished.expect(78, &["discord.shard"]);
+    assert!(discord.ledger().identifies.is_empty());
+}
