@@ -76,6 +76,8 @@ struct Inner {
     first_seq: u64,
     /// Next `s` to write to the attached socket.
     cursor: u64,
+    /// Highest `s` ever written to a socket.
+    written_to: u64,
     attached: Option<Attachment>,
     detached_at_us: u64,
     ended: bool,
@@ -146,6 +148,7 @@ impl Session {
             buffer: VecDeque::new(),
             first_seq: 1,
             cursor: 1,
+            written_to: 0,
             attached: None,
             detached_at_us: 0,
             ended: false,
@@ -273,6 +276,7 @@ impl Session {
             json_bytes += scratch.len() as u64;
             written += 1;
             inner.cursor += 1;
+            inner.written_to = inner.written_to.max(seq);
             prune(shared, &mut inner);
         };
         encoder.finish(out);
@@ -388,7 +392,8 @@ impl Session {
     pub(crate) fn heartbeat(&self, seq: u64) -> bool {
         let mut inner = self.lock();
         inner.heartbeat_seq = inner.heartbeat_seq.max(seq);
-        seq < inner.cursor
+        // Behind a RESUME the client may name what the older socket brought.
+        seq <= inner.written_to
     }
 
     /// The connection that holds the session.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use testkit::simulator::{Action, Config, Rule, SessionStarts, Simulator};
 
-use crate::client::{Client, eventually, identify};
+use crate::client::{Client, eventually, heartbeat, identify, resume};
 
 /// A client that identifies a shard; `None` when op 9 came back.
 async fn try_identify(sim: &Simulator, shard: [u32; 2]) -> Option<Client> {
@@ -144,4 +144,18 @@ async fn a_heartbeat_naming_what_was_never_sent_is_noted() {
     client.send(&json!({"op": 1, "d": 777_777})).await;
     client.expect_op(11).await;
     assert_eq!(sim.ledger().broken(Rule::HeartbeatSeq), 1);
+}
+
+#[tokio::test]
+async fn a_heartbeat_may_name_what_came_before_the_resume() {
+    let sim = Simulator::start(Config::default()).await.unwrap();
+    let (mut client, ready) = Client::identified(&sim, [0, 1]).await;
+    client.dispatches_to(21).await;
+    drop(client);
+    let mut client = Client::open(&ready.resume_url, None).await;
+    client.expect_op(10).await;
+    client.send(&resume(&sim, &ready.session, 3)).await;
+    client.send(&heartbeat(Some(21))).await;
+    client.expect_op(11).await;
+    assert_eq!(sim.ledger().violations, []);
 }
