@@ -13,6 +13,8 @@ pub const WINDOW_MS: u64 = 5_000;
 /// Added to [`WINDOW_MS`]: Discord measures at arrival, we at sending, and two sendings may take
 /// differently long on the way.
 pub const MARGIN_MS: u64 = 100;
+/// Most buckets believed in: each keeps its last grant, and Discord's largest bots have 64.
+const BUCKETS_MAX: u32 = 1 << 16;
 /// How long to wait before asking again when the budget's reset time has passed unnoticed.
 const RECHECK_MS: u64 = 60_000;
 
@@ -66,7 +68,7 @@ impl Limiter {
     #[must_use]
     pub fn new(budget: Budget, reserve_percent: u8) -> Self {
         Self {
-            budget,
+            budget: bounded(budget),
             reserve_percent,
             waiting: BTreeMap::new(),
             last: BTreeMap::new(),
@@ -108,6 +110,7 @@ impl Limiter {
 
     /// Discord was asked again.
     pub fn set_budget(&mut self, budget: Budget) {
+        let budget = bounded(budget);
         if budget.max_concurrency != self.budget.max_concurrency {
             // Other buckets: the newest grant counts for all of them, so that none is used early.
             let newest = self.last.values().copied().max();
@@ -195,8 +198,7 @@ impl Limiter {
     }
 
     fn roll_over(&mut self, now_ms: u64) {
-        // A total of 0 never resets to anything.
-        if now_ms >= self.budget.reset_at_ms && self.budget.remaining < self.budget.total {
+        if now_ms >= self.budget.reset_at_ms {
             self.budget.remaining = self.budget.total;
             // Until Discord is asked again, a day from now is what it will say.
             self.budget.reset_at_ms = now_ms + DAY_MS;
@@ -205,6 +207,18 @@ impl Limiter {
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+const fn bounded(budget: Budget) -> Budget {
+    let max_concurrency = if budget.max_concurrency > BUCKETS_MAX {
+        BUCKETS_MAX
+    } else {
+        budget.max_concurrency
+    };
+    Budget {
+        max_concurrency,
+        ..budget
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -296,6 +310,27 @@ mod tests {
         limiter.request(shard(0), Priority::New);
         assert_eq!(limiter.poll(NOW), None);
         assert_eq!(limiter.poll(NOW + WINDOW_MS + MARGIN_MS), Some(shard(0)));
+    }
+
+    #[test]
+    fn a_number_of_buckets_beyond_reason_costs_no_memory() {
+        let mut limiter = Limiter::new(budget(1_000, 1), 0);
+        limiter.request(shard(0), Priority::New);
+        assert_eq!(limiter.poll(NOW), Some(shard(0)));
+        limiter.set_budget(budget(999, u32::MAX));
+        assert_eq!(limiter.last_grants().count(), BUCKETS_MAX as usize);
+    }
+
+    #[test]
+    fn the_day_that_ends_unused_begins_anew_all_the_same() {
+        let mut limiter = Limiter::new(budget(1_000, 1), 0);
+        let reset = NOW + 3_600_000;
+        for round in 0..3 {
+            limiter.request(shard(0), Priority::New);
+            let at = reset + round * (WINDOW_MS + MARGIN_MS);
+            assert_eq!(limiter.poll(at), Some(shard(0)));
+        }
+        assert_eq!(limiter.budget().remaining, 997);
     }
 
     #[test]

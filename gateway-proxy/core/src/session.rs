@@ -450,8 +450,8 @@ impl Session {
         self.avoid_resume_url = false;
         self.refused_resumes = 0;
         self.known_hole = None;
-        // Several sessions may end before a READY; the gap starts at the first.
-        self.ended.get_or_insert(Ended {
+        // Nothing is overwritten: a session begins with the READY that takes this.
+        self.ended = Some(Ended {
             session_id: current.id,
             last_seq: current.handed,
             reason,
