@@ -57,7 +57,8 @@ struct Args {
     /// Another seed makes other guilds and events
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// End after this time with everything up, as in 30s, 5m or 1h; until `q` or Ctrl-C if absent
+    /// End after this time with everything up, as in 30s, 5m or 1h; if absent, `q`, Ctrl-C or the
+    /// millionth event ends it
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     run_for: Option<Duration>,
     /// A line per second or two in place of the full-screen view (also when the output is no terminal)

@@ -24,6 +24,9 @@ pub(crate) enum Fatal {
         log_end: String,
         log_file: Option<PathBuf>,
     },
+    /// 1: somebody shut it down, through its control endpoints.
+    #[error("the simulated Discord was shut down")]
+    SimulatorStopped,
     /// 69: something did not come up.
     #[error("not up within {within:?}: {missing}\n{log_end}")]
     NotUp {
@@ -73,7 +76,7 @@ pub(crate) enum Fatal {
 impl Fatal {
     const fn code(&self) -> u8 {
         match self {
-            Self::Unclean { .. } | Self::Died { .. } => 1,
+            Self::Unclean { .. } | Self::Died { .. } | Self::SimulatorStopped => 1,
             Self::NotUp { .. }
             | Self::NoNats(_)
             | Self::NatsStart(_)

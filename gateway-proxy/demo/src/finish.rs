@@ -31,7 +31,7 @@ pub(crate) async fn finish(mut world: World, ran: Duration) -> Result<(), Fatal>
         members,
         simulator,
         client,
-        keeps_logs,
+        kept_logs,
         ..
     } = &mut world;
     let mut troubles = Vec::new();
@@ -39,7 +39,7 @@ pub(crate) async fn finish(mut world: World, ran: Duration) -> Result<(), Fatal>
     let began = Instant::now();
     tokio::select! {
         settled = settle(simulator, client) => troubles.extend(settled.err()),
-        death = first_death(members, *keeps_logs) => troubles.push(death.to_string()),
+        death = first_death(members, kept_logs.is_some()) => troubles.push(death.to_string()),
     }
     if troubles.is_empty() {
         say(&format!(
@@ -65,6 +65,9 @@ pub(crate) async fn finish(mut world: World, ran: Duration) -> Result<(), Fatal>
         troubles,
     };
     say(summary.to_string().trim_end());
+    if let Some(logs) = kept_logs {
+        say(&format!("logs are kept in {}", logs.display()));
+    }
     let reasons = summary.reasons();
     if reasons.is_empty() {
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use testkit::nats::Server;
+use testkit::simulator::Simulator;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -12,6 +13,7 @@ use crate::args::Settings;
 use crate::exit::Fatal;
 use crate::finish::finish;
 use crate::member::{Card, first_death, last_lines};
+use crate::places::Places;
 use crate::plain::{self, say};
 use crate::sample::{Sample, Sampler};
 use crate::screen::{self, Screen};
@@ -27,8 +29,9 @@ const PRINT_EVERY: Duration = Duration::from_secs(2);
 const UP_WITHIN: Duration = Duration::from_secs(120);
 /// How soon the end of nats-server is noticed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// The ledger (64 bytes each) and the stream (about 1 kB each) hold every event until the end.
-const EVENTS_MAX: u64 = 2_000_000;
+/// The ledger (64 bytes each, in memory) and the stream (1 kB each, in the temporary directory) hold
+/// every event until the end. Half an hour at the default rate.
+const EVENTS_MAX: u64 = 1_000_000;
 
 /// The whole demo.
 pub(crate) async fn demo(settings: &Settings) -> Result<(), Fatal> {
@@ -48,7 +51,7 @@ async fn run(settings: &Settings, stop: &Stop) -> Result<(), Fatal> {
     finish(world, ran).await
 }
 
-/// Shows the system until the run is over; how long it was under load.
+/// Shows the system until the run is over, or a part of it ends; how long it was under load.
 async fn watch_over(
     settings: &Settings,
     world: &mut World,
@@ -60,67 +63,72 @@ async fn watch_over(
         client,
         nats,
         places,
-        keeps_logs,
+        kept_logs,
         ..
     } = world;
     let cards: Vec<Card> = members.iter().map(|member| member.card.clone()).collect();
     let (sender, pictures) = watch::channel(Arc::new(Sample::before(cards.clone())));
     let sampler = Sampler::new(simulator, client.clone(), cards);
+    tokio::select! {
+        ran = show(settings, places, simulator, &pictures, stop) => ran,
+        never = sampler.run(sender) => match never {},
+        death = first_death(members, kept_logs.is_some()) => Err(death),
+        death = nats_death(nats) => Err(death),
+        () = simulator.stopped() => Err(Fatal::SimulatorStopped),
+    }
+}
+
+/// Shows one picture after another, and begins the load once everything is up.
+async fn show(
+    settings: &Settings,
+    places: &Places,
+    simulator: &Simulator,
+    pictures: &watch::Receiver<Arc<Sample>>,
+    stop: &Stop,
+) -> Result<Duration, Fatal> {
     let mut display = Display::new(settings, stop);
     let mut tick = interval(DRAW_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let started = Instant::now();
-    let show = async {
-        let mut running: Option<Instant> = None;
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = stop.asked() => break,
-            }
-            if screen::has_panicked() {
-                return Err(Fatal::Panicked);
-            }
-            let sample = Arc::clone(&pictures.borrow());
-            if running.is_none() && sample.all_ready() {
-                running = Some(Instant::now());
-                simulator.set_load(load(settings));
-                display.note("everything is up; the load begins (Ctrl-C ends the demo)");
-            }
-            let time = running.map(|since| since.elapsed());
-            let phase = time.map_or(Phase::Starting, Phase::Running);
-            let model = Model {
-                settings,
-                places,
-                sample: &sample,
-                phase,
-            };
-            if let Err(error) = display.show(model) {
-                tracing::warn!(%error, "nobody sees the output any more");
+    let mut running: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.asked() => break,
+        }
+        if screen::has_panicked() {
+            return Err(Fatal::Panicked);
+        }
+        let sample = Arc::clone(&pictures.borrow());
+        if running.is_none() && sample.all_ready() {
+            running = Some(Instant::now());
+            simulator.set_load(load(settings));
+            display.note("everything is up; the load begins (Ctrl-C ends the demo)");
+        }
+        let time = running.map(|since| since.elapsed());
+        let model = Model {
+            settings,
+            places,
+            sample: &sample,
+            phase: time.map_or(Phase::Starting, Phase::Running),
+        };
+        if let Err(error) = display.show(model) {
+            tracing::warn!(%error, "nobody sees the output any more");
+            break;
+        }
+        match time {
+            None if started.elapsed() > UP_WITHIN => return Err(not_up(&sample)),
+            Some(time) if settings.run_for.is_some_and(|run_for| time >= run_for) => break,
+            Some(_) if sample.sent >= EVENTS_MAX => {
+                drop(display);
+                say("a million events: the demo compares no more; ending");
                 break;
             }
-            match time {
-                None if started.elapsed() > UP_WITHIN => return Err(not_up(&sample)),
-                Some(time) if settings.run_for.is_some_and(|run_for| time >= run_for) => break,
-                Some(_) if sample.sent >= EVENTS_MAX => {
-                    display.end();
-                    say(&format!(
-                        "{EVENTS_MAX} events: that is as many as the demo compares; ending"
-                    ));
-                    break;
-                }
-                _ => {}
-            }
+            _ => {}
         }
-        running
-            .map(|since| since.elapsed())
-            .ok_or(Fatal::Interrupted("stopped before everything was up"))
-    };
-    tokio::select! {
-        ran = show => ran,
-        never = sampler.run(sender) => match never {},
-        death = first_death(members, *keeps_logs) => Err(death),
-        death = nats_death(nats) => Err(death),
     }
+    let ran = running.map(|since| since.elapsed());
+    ran.ok_or(Fatal::Interrupted("stopped before everything was up"))
 }
 
 /// Completes when the server has ended, which it should not.
@@ -188,10 +196,5 @@ impl Display {
         if matches!(self, Self::Lines(_)) {
             say(line);
         }
-    }
-
-    /// Gives the terminal back.
-    fn end(&mut self) {
-        *self = Self::Lines(Instant::now());
     }
 }

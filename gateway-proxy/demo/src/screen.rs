@@ -173,7 +173,7 @@ fn read_keys(stop: &Stop, over: &AtomicBool) {
         }
         match key.code {
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => stop.ask(),
-            KeyCode::Char('q' | 'Q') | KeyCode::Esc => stop.ask_once(),
+            KeyCode::Char('q' | 'Q') => stop.ask_once(),
             _ => {}
         }
     }

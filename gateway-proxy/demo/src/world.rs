@@ -35,8 +35,8 @@ pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) nats: Server,
     pub(crate) places: Places,
-    /// Whether logs stay when the demo ends.
-    pub(crate) keeps_logs: bool,
+    /// Where the logs are, if they stay when the demo ends.
+    pub(crate) kept_logs: Option<PathBuf>,
     _scratch: Scratch,
 }
 
@@ -92,7 +92,7 @@ impl World {
             client,
             nats,
             places,
-            keeps_logs: settings.keep_logs.is_some(),
+            kept_logs: settings.keep_logs.is_some().then_some(logs),
             _scratch: scratch,
         })
     }

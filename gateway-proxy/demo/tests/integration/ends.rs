@@ -131,9 +131,7 @@ fn a_dead_part_ends_the_demo_and_is_named() {
 fn what_breaks_the_order_of_things_is_no_clean_run() {
     let room = Room::new();
     let mut demo = Demo::start(room.demo(&[]));
-    let line = demo.line("REST at ");
-    let api = line.split("REST at http://").nth(1).unwrap();
-    let address = api.strip_suffix("/api/v10").unwrap().to_owned();
+    let address = demo.simulator();
     demo.under_load();
     // Discord is busy for so long that commands go unanswered.
     let fault = r#"{"action":"rest_fault","status":500,"count":1000,"retry_after_ms":0}"#;
@@ -143,6 +141,18 @@ fn what_breaks_the_order_of_things_is_no_clean_run() {
     let end = demo.end();
     end.expect(1, &["NOT CLEAN", "commands were not answered within 3 s"]);
     assert_eq!(summed_up(&end.out, "lost"), 0);
+    room.expect_empty();
+}
+
+#[test]
+fn a_simulated_discord_that_is_shut_down_ends_the_demo() {
+    let room = Room::new();
+    let mut demo = Demo::start(room.demo(&[]));
+    let address = demo.simulator();
+    demo.under_load();
+    post(&address, "/_sim/shutdown", "");
+    demo.end()
+        .expect(1, &["the simulated Discord was shut down"]);
     room.expect_empty();
 }
 
@@ -158,7 +168,7 @@ fn post(address: &str, path: &str, body: &str) {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.0 20"), "{answer}");
 }
 
 #[test]
@@ -191,7 +201,7 @@ fn kept_logs_stay() {
     let room = Room::new();
     let logs = room.dir().join("kept");
     let demo = Demo::start(room.demo(&["--for", "1s", "--keep-logs", &logs.to_string_lossy()]));
-    demo.end().expect(0, &[]);
+    demo.end().expect(0, &["logs are kept in "]);
     for name in ["proxy-1", "proxy-2", "worker-1", "worker-2", "nats-server"] {
         let text = fs::read_to_string(logs.join(format!("{name}.log"))).unwrap();
         assert!(text.lines().count() > 3, "{name}: {text}");

@@ -181,6 +181,14 @@ impl Demo {
         Pid::from_raw(pid.parse().unwrap())
     }
 
+    /// Where the simulated Discord's control endpoints are.
+    #[track_caller]
+    pub(crate) fn simulator(&mut self) -> String {
+        let line = self.line("REST at ");
+        let address = line.split("REST at http://").nth(1).unwrap();
+        address.strip_suffix("/api/v10").unwrap().to_owned()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
