@@ -138,6 +138,8 @@ pub(crate) struct ShardTask {
     ended_by: String,
     connected_before: bool,
     had_session: bool,
+    // Sequences that never came, as far as they are logged.
+    skipped: u64,
     // The standstills of the process until which the shard is known to be ours.
     confirmed: Arc<AtomicU64>,
 }
@@ -163,6 +165,7 @@ impl ShardTask {
             ended_by: "start".to_owned(),
             connected_before: false,
             had_session,
+            skipped: 0,
             confirmed: Arc::default(),
         }
     }
@@ -522,6 +525,12 @@ impl ShardTask {
         match self.session.acked() {
             Some(acked) => status.set_acked_seq(acked),
             None => status.clear_session(),
+        }
+        let skipped = self.session.skipped();
+        if skipped > self.skipped {
+            let sequences = skipped - self.skipped;
+            error!(shard = %self.shard(), sequences, "Discord skipped sequences, also when asked again: events may be lost");
+            self.skipped = skipped;
         }
         let previous = status.state();
         if previous == state {

@@ -256,10 +256,23 @@ mod tests {
             Some(&record("a", 900, 5_000)),
             &resume("b", 7, "wss://ready"),
         );
+        // READY and all events of the later one are left out: only the record knows it.
+        let id = MessageId::parse("a:900").unwrap();
+        let last = LastStored {
+            id: &id,
+            at_ms: NOW - 5_000,
+            ready: None,
+        };
+        let decision = start(&wanted(), Some(last), Some(&record("b", 7, 10)));
+        assert_eq!(decision.start, resume("b", 7, "wss://resume"));
+    }
+
+    #[test]
+    fn a_clock_ahead_of_the_servers_does_not_bring_a_dead_session_back() {
         check(
-            Some(("a:900", 5_000)),
-            Some(&record("b", 7, 10)),
-            &resume("b", 7, "wss://resume"),
+            Some(("b:1", 10)),
+            Some(&record("a", 900, 5)),
+            &resume("b", 1, "wss://ready"),
         );
     }
 
