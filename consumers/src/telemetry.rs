@@ -1,5 +1,7 @@
 //! The process' log: standard error, as text for people or JSON for collectors.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -10,6 +12,7 @@ pub(crate) fn init(config: &Config) {
     let filter = EnvFilter::new(&config.log_filter);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let installed = match config.log {
         LogFormat::Text => log.finish().try_init(),
