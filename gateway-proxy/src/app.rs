@@ -55,61 +55,16 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
     let shared = Arc::new(shared(&started, ownership, fatal)?);
-    let queue = Arc::clone(&shared.identifies);
-    spawn_until(&background, queue.run(started.api.clone()));
-    let gateway = Arc::clone(&shared.gateway);
-    spawn_until(&background, gateway.run(started.api.clone()));
-    spawn_until(
-        &background,
-        observe(
-            started.process.clone(),
-            started.metrics.clone(),
-            publishers.clone(),
-        ),
-    );
+    spawn_background(&started, &shared, &publishers, &background);
 
     check_permission(&started).await?;
-    let found = tokio::select! {
-        found = find_checkpoints(&started, &streams) => found?,
+    let taken = tokio::select! {
+        taken = take_shards(&started, &shared, &publishers, &streams) => taken?,
         // Nothing is held yet.
         () = started.shutdown.cancelled() => return Ok(()),
     };
-    let tasks = TaskTracker::new();
-    let shards = make_shards(&started, &publishers, found);
-    let recorded = shards
-        .iter()
-        .map(|shard| (shard.parts.clone(), shard.record.clone()))
-        .collect();
-    let mut recorder = Recorder::new(
-        started.fleet_bucket.clone(),
-        shared.ownership.clone(),
-        common(&started.config),
-        recorded,
-    );
-    // Before the first connection, so that an earlier process finds out when its own ends.
-    tokio::select! {
-        claimed = recorder.claim() => {
-            claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
-        }
-        () = started.shutdown.cancelled() => return Ok(()),
-    }
-    info!(
-        shards = shards.len(),
-        of = started.shard_count,
-        "shards start"
-    );
-    for shard in shards {
-        // Tracked; awaited by the drain.
-        let Made {
-            parts,
-            session,
-            alive_ms,
-            ..
-        } = shard;
-        let task = ShardTask::new(Arc::clone(&shared), parts, session, alive_ms);
-        drop(tasks.spawn(task.run()));
-    }
-    tasks.close();
+    let (mut recorder, shards) = taken;
+    let tasks = spawn_shards(&started, &shared, shards);
     let Started {
         starting,
         shutdown,
@@ -134,6 +89,67 @@ pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
     shutdown.advance(Phase::Stopped);
     drop(embedded);
     end
+}
+
+fn spawn_background(
+    started: &Started,
+    shared: &Arc<Shared>,
+    publishers: &[Arc<Publisher>],
+    stop: &CancellationToken,
+) {
+    let queue = Arc::clone(&shared.identifies);
+    spawn_until(stop, queue.run(started.api.clone()));
+    let gateway = Arc::clone(&shared.gateway);
+    spawn_until(stop, gateway.run(started.api.clone()));
+    let (process, metrics) = (started.process.clone(), started.metrics.clone());
+    spawn_until(stop, observe(process, metrics, publishers.to_vec()));
+}
+
+/// Reads the checkpoints and names this process as the owner of its shards: before the first
+/// connection, so that an earlier process finds out when its own ends.
+async fn take_shards(
+    started: &Started,
+    shared: &Shared,
+    publishers: &[Arc<Publisher>],
+    streams: &[Stream<()>],
+) -> Result<(Recorder, Vec<Made>), Fatal> {
+    let found = find_checkpoints(started, streams).await?;
+    let shards = make_shards(started, publishers, found);
+    let recorded = shards
+        .iter()
+        .map(|shard| (shard.parts.clone(), shard.record.clone()))
+        .collect();
+    let mut recorder = Recorder::new(
+        started.fleet_bucket.clone(),
+        shared.ownership.clone(),
+        common(&started.config),
+        recorded,
+    );
+    let claimed = recorder.claim().await;
+    claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
+    Ok((recorder, shards))
+}
+
+fn spawn_shards(started: &Started, shared: &Arc<Shared>, shards: Vec<Made>) -> TaskTracker {
+    info!(
+        shards = shards.len(),
+        of = started.shard_count,
+        "shards start"
+    );
+    let tasks = TaskTracker::new();
+    for Made {
+        parts,
+        session,
+        alive_ms,
+        ..
+    } in shards
+    {
+        let task = ShardTask::new(Arc::clone(shared), parts, session, alive_ms);
+        // Tracked; awaited by the drain.
+        drop(tasks.spawn(task.run()));
+    }
+    tasks.close();
+    tasks
 }
 
 /// Stop reading → wait for acknowledgements → write records → close resumably.

@@ -288,10 +288,9 @@ impl Recorder {
     /// Somebody wrote the record since: another owner, our own write whose answer was lost, or a
     /// hand.
     async fn look_who_wrote(&mut self, index: usize, key: &str) {
-        let entry = match tokio::time::timeout(WRITE_TIMEOUT, self.bucket.entry(key)).await {
-            Ok(Ok(entry)) => entry,
-            Ok(Err(_)) | Err(_) => return,
-        };
+        let entry = tokio::time::timeout(WRITE_TIMEOUT, self.bucket.entry(key)).await;
+        // Without an answer the next write finds the same.
+        let Ok(Ok(entry)) = entry else { return };
         let record = entry
             .as_ref()
             .and_then(|entry| serde_json::from_slice::<ShardRecord>(&entry.value).ok());

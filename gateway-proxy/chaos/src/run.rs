@@ -134,14 +134,14 @@ impl Run {
                 .min()
                 .filter(|next| *next < at);
             sleep_until(next.unwrap_or(at)).await;
-            self.undo_due(Instant::now()).await?;
+            self.undo_due(Instant::now())?;
             if next.is_none() {
                 return Ok(());
             }
         }
     }
 
-    async fn undo_due(&mut self, now: Instant) -> anyhow::Result<()> {
+    fn undo_due(&mut self, now: Instant) -> anyhow::Result<()> {
         let due: Vec<_> = self
             .frozen_proxies
             .extract_if(.., |(_, until)| *until <= now)
@@ -217,7 +217,7 @@ impl Run {
     /// Ends every trouble and the load, waits until everything is stored, compares.
     async fn settle(&mut self, options: &Options) -> anyhow::Result<AuditReport> {
         let far = Instant::now() + Duration::from_secs(3_600);
-        self.undo_due(far).await?;
+        self.undo_due(far)?;
         self.simulator.apply(Action::Fault {
             target: Target::All,
             fault: Fault::Heal,
