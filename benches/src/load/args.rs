@@ -18,7 +18,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Compression::Zstd)]
     pub(crate) compression: Compression,
     /// Flood: each shard gets this many events as fast as they are taken.
-    #[arg(long, default_value_t = 50_000, conflicts_with_all = ["rate", "idle"])]
+    #[arg(long, default_value_t = 20_000, conflicts_with_all = ["rate", "idle"])]
     pub(crate) events_per_shard: u64,
     /// Paced: events per second over all shards, for `--for`.
     #[arg(long, conflicts_with = "idle")]

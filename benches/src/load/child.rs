@@ -25,8 +25,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LINES_MAX: usize = 1024;
 /// Last lines of a part that are shown when it fails.
 const LAST_LINES: usize = 20;
-/// What a part's environment has of ours: enough to find a nats-server and a home.
-const KEPT_ENV: [&str; 4] = ["PATH", "HOME", "NATS_SERVER", "LD_LIBRARY_PATH"];
+/// What a part's environment has of ours: enough to find libraries and a home, and to try another
+/// allocator.
+const KEPT_ENV: [&str; 5] = [
+    "PATH",
+    "HOME",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "GLIBC_TUNABLES",
+];
 
 /// Where a part speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +167,8 @@ impl Child {
         }
     }
 
-    fn complaint(&self) -> String {
+    /// Its name and last lines, for an error.
+    pub(crate) fn complaint(&self) -> String {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = last
             .iter()

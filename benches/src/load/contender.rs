@@ -117,6 +117,11 @@ impl Running {
         self.child.check()
     }
 
+    /// What it said last, for an error.
+    pub(crate) fn complaint(&self) -> String {
+        self.child.complaint()
+    }
+
     pub(crate) async fn go(&mut self) -> Result<()> {
         self.child.go().await
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, Info, Stream};
 use futures_util::TryStreamExt as _;
 use schemas::Prefix;
@@ -13,6 +14,8 @@ use tokio::time::sleep;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Without anything new for so long it is over.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// A server under a flood, on a machine that builds something beside it, takes its time.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The stream on one server.
 pub(crate) struct Events {
@@ -31,9 +34,7 @@ pub(crate) struct Stored {
 impl Events {
     /// Finds the stream, which must be there.
     pub(crate) async fn open(url: &str) -> Result<Self> {
-        let jetstream = testkit::nats::jetstream(url)
-            .await
-            .context("connect to NATS")?;
+        let jetstream = connect(url).await?;
         let name = Prefix::default().event_stream(None);
         let stream = jetstream
             .get_stream_no_info(&name)
@@ -44,9 +45,7 @@ impl Events {
 
     /// Creates the stream as it was elsewhere.
     pub(crate) async fn create(url: &str, config: Config) -> Result<Self> {
-        let jetstream = testkit::nats::jetstream(url)
-            .await
-            .context("connect to NATS")?;
+        let jetstream = connect(url).await?;
         jetstream
             .create_stream(config)
             .await
@@ -111,4 +110,11 @@ impl Events {
             sleep(LOOK_EVERY).await;
         }
     }
+}
+
+async fn connect(url: &str) -> Result<jetstream::Context> {
+    let connected = testkit::nats::jetstream(url).await;
+    let mut jetstream = connected.context("connect to NATS")?;
+    jetstream.set_timeout(ANSWER_WITHIN);
+    Ok(jetstream)
 }

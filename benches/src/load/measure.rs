@@ -102,15 +102,11 @@ async fn one(
     corpus: Option<&Corpus>,
 ) -> Result<Run> {
     let mut rig = Rig::start(args, contender, corpus).await?;
-    rig.settle(args).await?;
+    let settled = rig.settle(args).await;
+    settled.with_context(|| rig.running.complaint())?;
     let profile = Profile::start(args, contender, round, rig.running.pid())?;
-    let mut run = if args.idle {
-        rig.idle().await?
-    } else if let Some(rate) = args.rate {
-        rig.paced(args, rate).await?
-    } else {
-        rig.flood(args).await?
-    };
+    let run = rig.load(args).await;
+    let mut run = run.with_context(|| rig.running.complaint())?;
     if let Some(profile) = profile {
         profile.finish().await?;
     }
@@ -226,6 +222,16 @@ impl Rig {
                 None => None,
             },
         })
+    }
+
+    async fn load(&mut self, args: &Args) -> Result<Run> {
+        if args.idle {
+            self.idle().await
+        } else if let Some(rate) = args.rate {
+            self.paced(args, rate).await
+        } else {
+            self.flood(args).await
+        }
     }
 
     async fn idle(&self) -> Result<Run> {

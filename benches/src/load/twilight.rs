@@ -21,6 +21,7 @@ use twilight_gateway::queue::InMemoryQueue;
 use twilight_gateway::{ConfigBuilder, Intents, Message, Shard, ShardId};
 
 use super::child;
+use super::events::ANSWER_WITHIN;
 
 /// Messages whose acknowledgement is awaited at most.
 const WINDOW: usize = 1024;
@@ -47,7 +48,8 @@ pub(crate) fn part(setup: &Setup) -> Result<()> {
         let client = async_nats::connect(&setup.nats)
             .await
             .context("connect to NATS")?;
-        let jetstream = jetstream::new(client);
+        let mut jetstream = jetstream::new(client);
+        jetstream.set_timeout(ANSWER_WITHIN);
         let (acks, pending) = mpsc::channel(WINDOW);
         let concurrency = u16::try_from(setup.shards).unwrap_or(u16::MAX);
         let intents = Intents::from_bits_truncate(setup.intents);
