@@ -73,7 +73,7 @@ pub enum FetchError {
         /// The end of what it printed.
         output: String,
     },
-    /// pip took longer than [`FETCH_WITHIN`].
+    /// pip took longer than `FETCH_WITHIN`.
     #[error("`python3 -m {module}` took longer than {within:?}")]
     TimedOut {
         /// `pip` or `zipfile`.

@@ -10,7 +10,7 @@ use crate::GuildId;
 /// absurd frame must not do that.
 pub const EVENT_TOKEN_MAX: usize = 256;
 
-/// Appends one event's subject: the hot path's form of [`Subject::Event`], without formatting
+/// Appends one event's subject: the hot path's form of [`Subject::Event`](super::Subject::Event), without formatting
 /// machinery. `shard_root` is what [`event_root`] made, once per shard.
 pub fn push_event_subject(
     out: &mut Vec<u8>,

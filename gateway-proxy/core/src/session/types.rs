@@ -195,7 +195,7 @@ pub enum DispatchKind<'a> {
 /// Whether the driver publishes the bytes it is still holding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Publish under [`Session::id`] with this sequence; first the gap marker, if there is one.
+    /// Publish under [`Session::id`](super::Session::id) with this sequence; first the gap marker, if there is one.
     Publish {
         /// `s`.
         seq: u64,
