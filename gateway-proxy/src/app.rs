@@ -231,26 +231,26 @@ async fn check_permission(started: &Started) -> Result<(), Fatal> {
         guild: None,
         event: "PROXY_PERMISSION",
     };
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_EXPECTED_STREAM, "-");
     let subject = event.with_prefix(started.config.prefix());
-    let publish = async {
-        let answer = started
-            .nats
-            .jetstream
-            .publish_with_headers(subject, headers, "".into());
-        answer.await?.await
-    };
-    match publish.await {
-        Err(error)
-            if matches!(
-                error.kind(),
-                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe
-            ) =>
-        {
-            Err(started.nats.unanswered("publishing an event", &error))
+    let deadline = Instant::now() + started.config.startup_timeout();
+    loop {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_STREAM, "-");
+        let jetstream = &started.nats.jetstream;
+        let publish = async {
+            let answer = jetstream.publish_with_headers(subject.clone(), headers, "".into());
+            answer.await?.await
+        };
+        let error = match publish.await {
+            Err(error) if error.kind() == PublishErrorKind::TimedOut => error,
+            Err(error) if error.kind() == PublishErrorKind::BrokenPipe => error,
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        // Without an answer: not permitted, if NATS said so, or NATS is away for the moment.
+        if started.nats.refused().is_some() || Instant::now() >= deadline {
+            return Err(started.nats.unanswered("publishing an event", &error));
         }
-        Ok(_) | Err(_) => Ok(()),
+        warn!(%error, "nobody says whether events may be published, asking again");
     }
 }
 

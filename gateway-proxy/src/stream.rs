@@ -73,16 +73,19 @@ pub async fn ensure_fleet_bucket(
     startup_timeout: Duration,
 ) -> Result<kv::Store, Fatal> {
     let bucket = settings.prefix.fleet_bucket();
-    ensure(
-        nats,
-        &fleet_bucket(settings),
-        Instant::now() + startup_timeout,
-    )
-    .await?;
-    nats.jetstream
-        .get_key_value(&bucket)
-        .await
-        .map_err(|error| nats.unanswered(&format!("bucket {bucket}"), &error))
+    let deadline = Instant::now() + startup_timeout;
+    ensure(nats, &fleet_bucket(settings), deadline).await?;
+    loop {
+        let error = match nats.jetstream.get_key_value(&bucket).await {
+            Ok(store) => return Ok(store),
+            Err(error) => error,
+        };
+        if nats.refused().is_some() || Instant::now() + RETRY_EVERY >= deadline {
+            return Err(nats.unanswered(&format!("bucket {bucket}"), &error));
+        }
+        tracing::warn!(bucket, %error, "the bucket cannot be opened yet, trying again");
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
 }
 
 /// The name of the stream that holds a shard's events.
