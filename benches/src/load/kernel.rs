@@ -14,8 +14,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[derive(Clone, Debug)]
 pub(crate) struct Usage {
     at: Instant,
-    // Nanoseconds each living thread has run.
-    threads: BTreeMap<u32, u64>,
+    // Nanoseconds each living thread has run, and has waited for a processor.
+    threads: BTreeMap<u32, (u64, u64)>,
     // The whole process, ended threads included, in clock ticks.
     user_ticks: u64,
     system_ticks: u64,
@@ -30,6 +30,8 @@ pub(crate) struct Spent {
     pub(crate) user_us: f64,
     pub(crate) system_us: f64,
     pub(crate) wakeups: f64,
+    /// Time its threads were able to run and something else did.
+    pub(crate) waited_us: f64,
     pub(crate) seconds: f64,
 }
 
@@ -60,7 +62,7 @@ impl Usage {
                 continue;
             };
             let status = fs::read_to_string(format!("{path}/status")).unwrap_or_default();
-            threads.insert(thread, first_number(&schedstat));
+            threads.insert(thread, run_and_wait(&schedstat));
             sleeps += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
         }
         Ok(Self {
@@ -70,6 +72,10 @@ impl Usage {
             system_ticks,
             sleeps,
         })
+    }
+
+    fn sum(&self, part: impl Fn((u64, u64)) -> u64) -> u64 {
+        self.threads.values().map(|thread| part(*thread)).sum()
     }
 
     pub(crate) fn since(&self, before: &Self) -> Spent {
@@ -82,8 +88,9 @@ impl Usage {
             .keys()
             .all(|thread| self.threads.contains_key(thread));
         let cpu_us = if complete {
-            let sum = |usage: &Self| usage.threads.values().sum::<u64>();
-            sum(self).saturating_sub(sum(before)) as f64 / 1e3
+            self.sum(|(run, _)| run)
+                .saturating_sub(before.sum(|(run, _)| run)) as f64
+                / 1e3
         } else {
             user_us + system_us
         };
@@ -93,6 +100,10 @@ impl Usage {
             // The split is sampled at ticks; the total is exact.
             user_us: cpu_us * user_us / ticks_us,
             system_us: cpu_us * system_us / ticks_us,
+            waited_us: self
+                .sum(|(_, waited)| waited)
+                .saturating_sub(before.sum(|(_, waited)| waited)) as f64
+                / 1e3,
             wakeups: self.sleeps.saturating_sub(before.sleeps) as f64,
             seconds: (self.at - before.at).as_secs_f64(),
         }
@@ -146,9 +157,12 @@ fn ticks(stat: &str) -> Option<(u64, u64)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-fn first_number(text: &str) -> u64 {
-    let first = text.split_ascii_whitespace().next();
-    first.and_then(|word| word.parse().ok()).unwrap_or(0)
+/// The first two numbers of `schedstat`.
+fn run_and_wait(schedstat: &str) -> (u64, u64) {
+    let mut numbers = schedstat
+        .split_ascii_whitespace()
+        .map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn field(status: &str, name: &str) -> Option<u64> {

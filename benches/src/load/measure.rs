@@ -28,6 +28,8 @@ use super::simulator::{Simulator, unix_us};
 const WARM_UP_EVENTS: u64 = 1_000;
 /// Time a paced load runs before it is measured.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Share of the rate below which a run is not what was asked for.
+const HELD: f64 = 0.99;
 /// Time without anything to do before memory at rest is read.
 const REST: Duration = Duration::from_secs(3);
 /// Until all shards are up and everything sent is stored.
@@ -287,6 +289,13 @@ impl Rig {
         let events = (last.events_written - first.events_written) as f64;
         let mut run = before.until(&after, events);
         run.events_per_second = events / run.seconds;
+        if run.events_per_second < rate * HELD {
+            say(&format!(
+                "note: {:.0} of {rate} events/s: the machine or the contender did not keep up, and \
+                 what is behind does more per wake-up: this run says little",
+                run.events_per_second
+            ));
+        }
         run.bytes_per_event = (last.json_bytes - first.json_bytes) as f64 / events;
         run.ack = acks;
         run.latency = latency;

@@ -20,6 +20,7 @@ pub(crate) struct Cost {
     user_us_per_event: f64,
     system_us_per_event: f64,
     wakeups_per_event: f64,
+    waited_us_per_event: f64,
     /// 1.0 is one core.
     cores: f64,
 }
@@ -31,6 +32,7 @@ impl Cost {
             user_us_per_event: spent.user_us / events,
             system_us_per_event: spent.system_us / events,
             wakeups_per_event: spent.wakeups / events,
+            waited_us_per_event: spent.waited_us / events,
             cores: spent.cpu_us / 1e6 / spent.seconds.max(1e-9),
         }
     }
@@ -187,6 +189,11 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("of it user", "/client/user_us_per_event", 2),
     ("of it system", "/client/system_us_per_event", 2),
     ("wake-ups per event", "/client/wakeups_per_event", 3),
+    (
+        "waited for a CPU, µs per event",
+        "/client/waited_us_per_event",
+        2,
+    ),
     ("cores used", "/client/cores", 2),
     ("nats-server CPU µs per event", "/nats/cpu_us_per_event", 2),
     (
