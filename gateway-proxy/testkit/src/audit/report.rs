@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::time::Duration;
 
 use schemas::subject::{event_root, push_event_subject};
 use schemas::{GuildId, Prefix};
@@ -12,6 +13,11 @@ use crate::simulator::{Entry, LedgerSnapshot, Rule, SessionRecord, SessionState,
 
 /// Findings of one kind that are spelt out; the others are only counted.
 const SPELT_OUT: usize = 20;
+
+/// READY is stored at once. A connection that ended within this after READY was written may have ended
+/// before the proxy read it, or the proxy died while NATS was away; later, the proxy must have known
+/// its session.
+const READY_STORED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often something was found, and the first examples.
 #[derive(Clone, Debug, Default)]
@@ -100,6 +106,11 @@ pub struct AuditReport {
     pub declared_lost: u64,
     /// Of ended sessions, never written to any socket.
     pub undelivered: u64,
+    /// Sessions whose connection ended before READY was stored: nobody can know them, no
+    /// `PROXY_GAP` is owed for them. The one of the session before stands ahead of the next READY.
+    pub unknown_sessions: u64,
+    /// Dispatches of those sessions.
+    pub unknown_events: u64,
     /// Injected frames that were stored though they are no events.
     pub injected_stored: u64,
     /// Ended sessions without the `PROXY_GAP` that is due before the next one's READY.
@@ -115,10 +126,17 @@ pub struct AuditReport {
 }
 
 impl AuditReport {
-    /// Every event is in the stream exactly once, intact, in order and on the right subject, or a
-    /// `PROXY_GAP` says that it is not.
+    /// Every event of every session is in the stream exactly once, intact, in order and on the right
+    /// subject, or a `PROXY_GAP` says that it is not.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
+        self.is_honest() && self.unknown_sessions == 0
+    }
+
+    /// As [`Self::is_clean`], but for sessions that ended before their READY was stored: kills and
+    /// faults at random moments make some.
+    #[must_use]
+    pub const fn is_honest(&self) -> bool {
         self.missing.count == 0
             && self.duplicated.count == 0
             && self.out_of_order.count == 0
@@ -167,6 +185,13 @@ impl fmt::Display for AuditReport {
         }
         writeln!(f, "  {:<14} {:>9}", "declared lost", self.declared_lost)?;
         writeln!(f, "  {:<14} {:>9}", "undelivered", self.undelivered)?;
+        if self.unknown_sessions > 0 {
+            writeln!(
+                f,
+                "  {:<14} {:>9}  of {} sessions that ended before READY was stored",
+                "unknown", self.unknown_events, self.unknown_sessions
+            )?;
+        }
         writeln!(f, "  {:<14} {:>9}", "synthetic", self.synthetic)?;
         writeln!(f, "  {:<14} {:>9}", "identifies", self.identifies)?;
         for gap in &self.gaps {
@@ -202,6 +227,11 @@ pub(super) fn compare(prefix: &Prefix, ledger: &LedgerSnapshot, stored: &Stored)
     let nothing = SessionEvents::default();
     for session in &ledger.sessions {
         let events = stored.sessions.get(&session.id).unwrap_or(&nothing);
+        if nobody_knows(ledger, session, events) {
+            report.unknown_sessions += 1;
+            report.unknown_events += session.entries.len() as u64;
+            continue;
+        }
         compare_session(prefix, ledger, session, events, &mut report);
     }
     for (id, events) in &stored.sessions {
@@ -215,6 +245,28 @@ pub(super) fn compare(prefix: &Prefix, ledger: &LedgerSnapshot, stored: &Stored)
     }
     owed_gaps(ledger, stored, &mut report);
     report
+}
+
+/// Whether nothing of a session is stored because it ended when it had hardly begun.
+fn nobody_knows(ledger: &LedgerSnapshot, session: &SessionRecord, stored: &SessionEvents) -> bool {
+    let Some(ready) = session.entries.first() else {
+        return false;
+    };
+    if session.state != SessionState::Ended || !stored.events.is_empty() || !ready.is_written() {
+        return false;
+    }
+    let mut steps = ledger
+        .lifecycle
+        .iter()
+        .filter(|record| record.session == session.id && record.step != Step::Identified);
+    // Its one connection ended: whoever resumes a session knows it.
+    let Some(end) = steps.next() else {
+        return false;
+    };
+    let lived = Duration::from_micros(end.at_us.saturating_sub(ready.written_us));
+    lived < READY_STORED_WITHIN
+        && !matches!(end.step, Step::Resumed { .. } | Step::TakenOver)
+        && !steps.any(|record| matches!(record.step, Step::Resumed { .. } | Step::TakenOver))
 }
 
 fn compare_session(
@@ -366,6 +418,7 @@ fn owed_gaps(ledger: &LedgerSnapshot, stored: &Stored, report: &mut AuditReport)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulator::Lifecycle;
 
     fn gap(reason: &str, last_seq: u64) -> Gap {
         Gap {
@@ -385,6 +438,68 @@ mod tests {
         assert!(gap.covers("abc", 8, false));
         assert!(!gap.covers("abc", 7, false));
         assert!(!gap.covers("xyz", 8, false));
+    }
+
+    /// A ledger with one ended session: READY was written, and the connection ended `lived_us` later.
+    fn ended_session(lived_us: u64, steps: &[Step]) -> (LedgerSnapshot, SessionRecord) {
+        let shard = schemas::ShardId::new(0, 1).unwrap();
+        let written = Entry {
+            written_us: 5_000,
+            ..Entry::default()
+        };
+        let session = SessionRecord {
+            id: "abc".to_owned(),
+            shard,
+            state: SessionState::Ended,
+            heartbeat_seq: 0,
+            resumed_from: None,
+            lost: None,
+            entries: vec![written; 3],
+        };
+        let record = |(index, step): (usize, &Step)| Lifecycle {
+            at_us: 5_000 + lived_us * (index as u64).min(1),
+            session: "abc".to_owned(),
+            shard,
+            step: step.clone(),
+        };
+        let lifecycle = steps.iter().enumerate().map(record).collect();
+        let ledger = LedgerSnapshot {
+            lifecycle,
+            sessions: vec![session.clone()],
+            ..LedgerSnapshot::default()
+        };
+        (ledger, session)
+    }
+
+    #[test]
+    fn a_session_that_ended_before_ready_was_stored_is_unknown() {
+        let lost = Step::Disconnected { code: None };
+        let resumed = Step::Resumed {
+            from: 1,
+            replayed: 2,
+        };
+        let none = SessionEvents::default();
+        let unknown = |lived_us, steps: &[Step]| {
+            let (ledger, session) = ended_session(lived_us, steps);
+            nobody_knows(&ledger, &session, &none)
+        };
+        let ended = [Step::Identified, lost.clone(), Step::Expired];
+        assert!(unknown(63_000, &ended));
+        assert!(!unknown(10_000_000, &ended), "READY had time to be stored");
+        let resumed = [Step::Identified, lost, resumed, Step::Expired];
+        assert!(!unknown(63_000, &resumed), "who resumes it knows it");
+        assert!(!unknown(63_000, &[Step::Identified]), "it never ended");
+    }
+
+    #[test]
+    fn unknown_sessions_are_honest_but_not_clean() {
+        let (ledger, _) = ended_session(
+            63_000,
+            &[Step::Identified, Step::Disconnected { code: None }],
+        );
+        let report = compare(&Prefix::default(), &ledger, &Stored::default());
+        assert_eq!((report.unknown_sessions, report.unknown_events), (1, 3));
+        assert!(report.is_honest() && !report.is_clean(), "{report}");
     }
 
     #[test]
