@@ -1,19 +1,15 @@
 //! The proof by force: runs a simulated Discord, a real nats-server and real proxies, lets a seeded
 //! schedule kill, freeze and disturb them, and compares what Discord sent with what is stored.
 
-mod proxies;
 mod run;
 mod schedule;
 
-use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chaos::{duration, proxy_instead};
 use clap::Parser;
-
-/// The first argument of the processes this program starts of itself.
-const CHILD: &str = "gateway-proxy";
 
 /// Kills, freezes and disturbs the real processes by a seeded schedule, and compares what Discord
 /// sent with what is stored, event by event.
@@ -49,27 +45,9 @@ struct Options {
     logs: Option<std::path::PathBuf>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is no time such as 30s"))?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3_600.0,
-        _ => return Err(format!("{text:?} is no time such as 500ms, 30s or 10m")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
 fn main() -> ExitCode {
-    let mut args: Vec<OsString> = std::env::args_os().collect();
-    if args.get(1).is_some_and(|arg| arg == CHILD) {
-        args.remove(0);
-        end_with_parent();
-        return gateway_proxy::main_with(args);
+    if let Some(code) = proxy_instead() {
+        return code;
     }
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -86,14 +64,4 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// A process whose parent is gone must not stay: its standard input ends then.
-fn end_with_parent() {
-    drop(std::thread::spawn(|| {
-        let mut nothing = std::io::sink();
-        // Ends with the parent, whatever the copy says.
-        drop(std::io::copy(&mut std::io::stdin(), &mut nothing));
-        std::process::exit(70);
-    }));
 }

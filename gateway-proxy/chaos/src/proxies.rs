@@ -10,8 +10,9 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 
 /// One proxy's place: it may be killed and started again any number of times.
-pub(crate) struct Proxy {
-    pub(crate) name: String,
+pub struct Proxy {
+    /// What it is called in messages.
+    pub name: String,
     args: Vec<String>,
     token: String,
     log: PathBuf,
@@ -19,11 +20,14 @@ pub(crate) struct Proxy {
     // Kept apart from the child, because waiting for a child closes its input, which is how it
     // learns that we are gone.
     alive: Option<ChildStdin>,
-    pub(crate) starts: u32,
+    /// How often it was started.
+    pub starts: u32,
 }
 
 impl Proxy {
-    pub(crate) fn new(name: String, args: Vec<String>, token: String, log: PathBuf) -> Self {
+    /// A place for the proxy with these arguments, not started yet; `log` is appended to.
+    #[must_use]
+    pub fn new(name: String, args: Vec<String>, token: String, log: PathBuf) -> Self {
         Self {
             name,
             args,
@@ -36,7 +40,10 @@ impl Proxy {
     }
 
     /// Starts it; the process ends with ours, because it reads our end of a pipe.
-    pub(crate) fn start(&mut self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When the process cannot be started or its log not be opened.
+    pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let own = std::env::current_exe().context("where this program is")?;
         let mut child = Command::new(own)
@@ -55,7 +62,11 @@ impl Proxy {
         Ok(())
     }
 
-    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+    /// Sends it a signal; nothing happens when it does not run.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let Some(pid) = self.child.as_ref().and_then(Child::id) else {
             return Ok(());
         };
@@ -63,8 +74,11 @@ impl Proxy {
             .with_context(|| format!("{signal} to {}", self.name))
     }
 
-    /// Waits for its end and says how it ended.
-    pub(crate) async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
+    /// Waits for its end and gives its exit code; `None` when it did not run or a signal ended it.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
         };
@@ -73,8 +87,14 @@ impl Proxy {
         Ok(status.code())
     }
 
+    /// The process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
     /// The code of a process that ended although nobody asked for it.
-    pub(crate) fn died(&mut self) -> Option<String> {
+    pub fn died(&mut self) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok().flatten()?;
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.len().saturating_sub(2_000);

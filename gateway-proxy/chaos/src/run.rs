@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use chaos::Proxy;
 use nix::sys::signal::Signal;
 use schemas::Prefix;
 use testkit::audit::{AuditReport, audit, wait_caught_up};
@@ -14,7 +15,6 @@ use testkit::simulator::{Action, Config, Fault, GuildBytes, Load, Rule, Simulato
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Options;
-use crate::proxies::Proxy;
 use crate::schedule::{Step, Trouble, schedule};
 
 /// How long everything may take to be stored after the last trouble.
@@ -311,14 +311,14 @@ fn summarise(
         .filter(|(rule, _)| !is_allowed(**rule, run))
         .map(|(_, count)| count)
         .sum();
-    let clean = report.is_clean() && rude == 0;
+    let clean = report.is_honest() && rude == 0;
     writeln!(
         out,
-        "| seed | troubles | events | lost | doubled | out of order | altered | wrong subject | gaps | gaps owed | identifies | rude |"
+        "| seed | troubles | events | lost | doubled | out of order | altered | wrong subject | unknown | gaps | gaps owed | identifies | rude |"
     )?;
     writeln!(
         out,
-        "| {} | {struck} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {rude} |",
+        "| {} | {struck} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {rude} |",
         options.seed,
         report.events,
         report.missing.count,
@@ -326,6 +326,7 @@ fn summarise(
         report.out_of_order.count,
         report.altered.count,
         report.wrong_subject.count,
+        report.unknown_events,
         report.gaps.len(),
         report.gaps_owed.count,
         report.identifies,
