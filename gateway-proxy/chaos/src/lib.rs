@@ -3,8 +3,12 @@
 mod proxies;
 
 use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use anyhow::Context as _;
 
 pub use self::proxies::Proxy;
 
@@ -21,6 +25,41 @@ pub fn proxy_instead() -> Option<ExitCode> {
     args.remove(0);
     end_with_parent();
     Some(gateway_proxy::main_with(args))
+}
+
+/// Runs a program to its end: 0 when it passed, 1 when not, 2 when it could not be run.
+#[must_use]
+pub fn main_with(name: &str, work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(work));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "{name}: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A directory of this process's own for logs, below the system's for temporary files.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn scratch(name: &str) -> anyhow::Result<PathBuf> {
+    let directory = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("making {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// Prints a line; a terminal that is gone is no reason to stop.
+pub fn say(text: &str) {
+    drop(writeln!(std::io::stdout(), "{text}"));
 }
 
 /// A process whose parent is gone must not stay: its standard input ends then.

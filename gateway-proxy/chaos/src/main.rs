@@ -4,7 +4,6 @@
 mod run;
 mod schedule;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,18 +49,5 @@ fn main() -> ExitCode {
         return code;
     }
     let options = Options::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let outcome = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run::run(&options)));
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            drop(writeln!(std::io::stderr(), "chaos: {error:#}"));
-            ExitCode::from(2)
-        }
-    }
+    chaos::main_with("chaos", async move { run::run(&options).await })
 }

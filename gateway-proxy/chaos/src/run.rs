@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use chaos::Proxy;
+use chaos::{Proxy, say};
 use nix::sys::signal::Signal;
 use schemas::Prefix;
 use testkit::audit::{AuditReport, audit, wait_caught_up};
@@ -40,7 +40,7 @@ enum NatsIs {
 
 /// Runs once; true when nothing was lost, doubled or changed.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
-    let directory = std::env::temp_dir().join(format!("chaos-{}", std::process::id()));
+    let directory = chaos::scratch("chaos")?;
     let logs = options.logs.clone().unwrap_or_else(|| directory.clone());
     std::fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
     let started = Instant::now();
@@ -343,9 +343,4 @@ fn is_allowed(rule: Rule, run: &Run) -> bool {
         Rule::ResumeOnMainUrl | Rule::UnknownSession => true,
         _ => false,
     }
-}
-
-fn say(text: &str) {
-    // A terminal that is gone is no reason to stop.
-    drop(writeln!(std::io::stdout(), "{text}"));
 }
