@@ -2,27 +2,30 @@
 //! the connection to NATS and writes, retries and acknowledges them in that order.
 //!
 //! Nothing else awaits a JetStream acknowledgement of an event. A message handed over is kept until
-//! JetStream has it, so the bytes kept are bounded: at the bound [`Publisher::has_room`] is false and
-//! shards stop reading their sockets.
+//! JetStream has it, so the bytes kept are bounded: at the bound [`Publisher::has_room`] is false,
+//! shards stop reading their sockets, and [`Publisher::room`] gives them turns.
 
 mod connection;
 mod inbox;
 mod lane;
 mod outbound;
 mod reconcile;
+mod room;
 mod task;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
+use room::Room;
 
 pub(crate) use lane::Lane;
 pub(crate) use outbound::{Outbound, SessionTag};
 pub(crate) use reconcile::Reconcile;
+pub(crate) use room::Turn;
 pub(crate) use task::run;
 
 /// What shards and the rest of the process share with the publisher's task.
@@ -31,8 +34,8 @@ pub(crate) struct Publisher {
     inbox: Mutex<Vec<Outbound>>,
     // Wakes the task: the inbox is not empty.
     filled: Notify,
-    // Wakes shards that wait for room.
-    room: Notify,
+    // Shards that wait for room.
+    room: Room,
     // Wakes whoever waits for everything to be stored.
     drained: Notify,
     kept_bytes: AtomicUsize,
@@ -41,6 +44,9 @@ pub(crate) struct Publisher {
     connected: AtomicBool,
     connected_before: AtomicBool,
     trouble: Mutex<Option<String>>,
+    started: Instant,
+    // When something was stored last, in milliseconds after `started`.
+    progress_ms: AtomicU64,
     metrics: Metrics,
 }
 
@@ -50,7 +56,7 @@ impl Publisher {
         Arc::new(Self {
             inbox: Mutex::new(Vec::new()),
             filled: Notify::new(),
-            room: Notify::new(),
+            room: Room::new(),
             drained: Notify::new(),
             kept_bytes: AtomicUsize::new(0),
             kept_messages: AtomicUsize::new(0),
@@ -58,6 +64,8 @@ impl Publisher {
             connected: AtomicBool::new(false),
             connected_before: AtomicBool::new(false),
             trouble: Mutex::new(None),
+            started: Instant::now(),
+            progress_ms: AtomicU64::new(0),
             metrics,
         })
     }
@@ -68,15 +76,25 @@ impl Publisher {
         self.kept_bytes.load(Ordering::Relaxed) < self.limit_bytes
     }
 
-    /// Waits until [`Publisher::has_room`].
-    pub(crate) async fn room(&self) {
-        loop {
-            let woken = self.room.notified();
-            if self.has_room() {
-                return;
-            }
-            woken.await;
-        }
+    /// Whether a shard may read without waiting for its turn: there is room, and nobody waits for it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.has_room() && self.room.is_unclaimed()
+    }
+
+    /// Waits until [`Publisher::has_room`] and everybody who waited before has had a turn.
+    pub(crate) async fn room(&self) -> Turn {
+        self.room.turn(|| self.has_room()).await
+    }
+
+    /// When JetStream acknowledged something last; the start of the process if it never has.
+    pub(crate) fn last_progress(&self) -> Instant {
+        self.started + Duration::from_millis(self.progress_ms.load(Ordering::Relaxed))
+    }
+
+    fn progressed(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.started).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.progress_ms.store(since, Ordering::Relaxed);
     }
 
     /// Takes a message over. It will be stored, in this order, or replaced by a gap marker if NATS
@@ -152,7 +170,7 @@ impl Publisher {
 
     fn after_acknowledgements(&self) {
         if self.has_room() {
-            self.room.notify_waiters();
+            self.room.freed();
         }
         if self.kept_messages() == 0 {
             self.drained.notify_waiters();

@@ -5,6 +5,7 @@
 
 mod intake;
 mod lost;
+mod patience;
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -30,19 +31,17 @@ use crate::gateway_url::GatewayUrl;
 use crate::identify::IdentifyQueue;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
-use crate::publisher::{Lane, Outbound, Publisher};
+use crate::publisher::{Lane, Outbound, Publisher, Turn};
 use crate::shutdown::{Phase as Stage, Shutdown};
 use crate::status::{ShardStatus, unix_ms};
 use crate::transport::{DialError, Dialer, Received, Socket};
 use intake::Intake;
 pub(crate) use lost::Lost;
+use patience::{AwaitedTurn, awaited_turn, next_turn, overloaded_at, passing_on};
 
 /// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
 /// few enough that heartbeats of others are never late.
 const READ_BURST: usize = 64;
-/// How long the publish buffer may stay full before the connection is let go: Discord closes clients
-/// that do not read, and its replay buffer keeps filling either way.
-const OVERLOADED_AFTER: Duration = Duration::from_secs(20);
 
 /// What all shards of a process share.
 #[derive(Debug)]
@@ -116,9 +115,9 @@ enum Wake {
     Received(Received),
     Granted,
     Deadline,
-    /// The publish buffer has room again.
-    Room,
-    /// The publish buffer stayed full.
+    /// The publish buffer has room again, and it is our turn.
+    Room(Turn),
+    /// The publish buffer stayed full, perhaps for too long.
     Overloaded,
     Stage,
     /// Another process took the shard.
@@ -134,6 +133,8 @@ pub(crate) struct ShardTask {
     grant: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     stage: Stage,
     full_since: Option<Instant>,
+    // Our place in the queue for room, kept over other wake-ups.
+    turn: Option<AwaitedTurn>,
     // What ended the last connection, for the counter and the state change.
     ended_by: String,
     connected_before: bool,
@@ -162,6 +163,7 @@ impl ShardTask {
             grant: None,
             stage: Stage::Running,
             full_since: None,
+            turn: None,
             ended_by: "start".to_owned(),
             connected_before: false,
             had_session,
@@ -191,15 +193,17 @@ impl ShardTask {
         let reading = self.update_reading();
         let deadline = self.session.poll_timeout();
         let deadline = until(deadline);
-        let overloaded = until(self.full_since.map(|since| since + OVERLOADED_AFTER));
+        let overloaded = until(self.overloaded_at());
         let next_stage = match self.stage {
             Stage::Running => Stage::Draining,
             Stage::Draining | Stage::Releasing | Stage::Stopped => Stage::Releasing,
         };
         let shutdown = self.shared.shutdown.clone();
         let lost = Arc::clone(&self.parts.lost);
-        let publisher = Arc::clone(&self.parts.publisher);
-        let full = self.full_since.is_some();
+        if self.full_since.is_some() && self.turn.is_none() {
+            self.turn = Some(awaited_turn(&self.parts.publisher));
+        }
+        let turn = next_turn(&mut self.turn);
         let grant = async {
             match &mut self.grant {
                 Some(grant) => grant.await,
@@ -225,14 +229,14 @@ impl ShardTask {
             // 4: frames and the dial.
             wake = connection => wake,
             // 5: back-pressure.
-            () = publisher.room(), if full => Wake::Room,
+            turn = turn => Wake::Room(turn),
             () = overloaded => Wake::Overloaded,
         }
     }
 
     /// Whether the socket is read now; tells the session when that changes.
     fn update_reading(&mut self) -> bool {
-        let room = self.parts.publisher.has_room();
+        let room = self.parts.publisher.is_open();
         let now = Instant::now();
         match (room, self.full_since) {
             (false, None) => {
@@ -243,6 +247,7 @@ impl ShardTask {
             }
             (true, Some(_)) => {
                 self.full_since = None;
+                self.turn = None;
                 self.session
                     .handle_reading(self.stage == Stage::Running, now);
             }
@@ -278,16 +283,38 @@ impl ShardTask {
                 }
             }
             Wake::Deadline => self.session.handle_timeout(fastrand::f64(), now),
-            Wake::Room => {}
+            Wake::Room(turn) => {
+                self.turn = None;
+                self.take_turn(link, now);
+                drop(turn);
+            }
             Wake::Overloaded => {
-                self.full_since = Some(now);
-                self.session.pause(Duration::ZERO, now);
+                // Not if something was stored since the deadline was set.
+                if self.overloaded_at().is_some_and(|at| at <= now) {
+                    self.full_since = Some(now);
+                    self.session.pause(Duration::ZERO, now);
+                }
             }
             Wake::Stage => self.handle_stage(now),
         }
         // While draining nothing new is begun: a session made now would be nobody's.
         if self.stage >= Stage::Draining && self.session.phase() != Phase::Ready {
             self.session.stop();
+        }
+    }
+
+    /// When to let the connection go because nothing is stored any more.
+    fn overloaded_at(&self) -> Option<Instant> {
+        overloaded_at(self.full_since, self.parts.publisher.last_progress())
+    }
+
+    /// Takes what the socket holds already; the next shard waits.
+    fn take_turn(&mut self, link: &mut Link, now: Instant) {
+        if self.stage == Stage::Running
+            && let Link::Up(up) = link
+            && let Some(first) = up.0.receive().now_or_never()
+        {
+            self.take_in(first, link, now);
         }
     }
 
@@ -425,7 +452,7 @@ impl ShardTask {
         let confirmed = Arc::clone(&self.confirmed);
         *link = Link::Dialing(Box::pin(async move {
             // Without room nothing could be read, and Discord keeps the events meanwhile.
-            publisher.room().await;
+            drop(publisher.room().await);
             let standstills = shared.ownership.standstills();
             match shared.ownership.of(shard).await {
                 Owner::Us => confirmed.store(standstills, Ordering::Release),
@@ -488,7 +515,8 @@ impl ShardTask {
 
     async fn send(&mut self, payload: String, link: &mut Link) {
         let Link::Up(up) = link else { return };
-        if let Err(reason) = up.0.send(payload).await {
+        let sent = passing_on(&mut self.turn, up.0.send(payload)).await;
+        if let Err(reason) = sent {
             *link = Link::Down;
             self.closed(None, &reason, Instant::now());
         }
@@ -498,7 +526,7 @@ impl ShardTask {
         info!(shard = %self.shard(), code, reason = reason.as_str(), "closing the connection");
         self.note_end(reason.into(), reason.as_str().to_owned());
         if let Link::Up(up) = std::mem::replace(link, Link::Down) {
-            up.0.close(code).await;
+            passing_on(&mut self.turn, up.0.close(code)).await;
         }
     }
 

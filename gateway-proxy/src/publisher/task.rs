@@ -382,6 +382,7 @@ impl Task {
                 publisher.stored(&message);
             });
         if let Some(handed_over) = oldest {
+            publisher.progressed(now);
             publisher
                 .metrics
                 .ack_latency

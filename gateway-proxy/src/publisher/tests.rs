@@ -142,7 +142,7 @@ impl Rig {
         for index in 0..count {
             self.send(index % 4, &payload);
             if index % 50 == 0 {
-                self.publisher.room().await;
+                drop(self.publisher.room().await);
                 tokio::task::yield_now().await;
             }
         }
