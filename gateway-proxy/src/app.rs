@@ -328,6 +328,8 @@ fn shared(
         compression: config.compression(),
         filter: config.events().clone(),
         identifies,
+        silent_after: config.silent_after(),
+        process: Arc::clone(&started.process),
         ownership,
         held: started.shards.len().into(),
         metrics: started.metrics.clone(),

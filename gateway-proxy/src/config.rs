@@ -74,6 +74,7 @@ pub struct Config {
     presence: Option<Presence>,
     large_threshold: Option<u8>,
     heartbeat_timeout: Option<Duration>,
+    silent_after: Option<Duration>,
     identify_reserve_percent: u8,
     shards: ShardCount,
     shard_ids: Option<ShardSet>,
@@ -138,6 +139,12 @@ impl Config {
     #[must_use]
     pub const fn heartbeat_timeout(&self) -> Option<Duration> {
         self.heartbeat_timeout
+    }
+
+    /// Shortest silence of a shard that is suspected; `None`: never.
+    #[must_use]
+    pub const fn silent_after(&self) -> Option<Duration> {
+        self.silent_after
     }
 
     /// Percentage of the day's session starts kept back, 0 to 90.

@@ -118,6 +118,11 @@ impl IdentifyQueue {
         }
     }
 
+    /// Whether a session that could go on may be given up for a new one.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.lock().limiter.has_budget(unix_ms())
+    }
+
     /// A grant was not used.
     pub(crate) fn give_back(&self) {
         self.lock().limiter.give_back();

@@ -97,6 +97,8 @@ pub struct Instruments {
     pub resumes: PerLabel<ResumeOutcome>,
     /// Gaps announced.
     pub gaps: PerLabel<GapReason>,
+    /// Shards that stopped delivering, and what was done about it.
+    pub silences: PerLabel<SilenceStep>,
     /// Heartbeats sent and acknowledged.
     pub heartbeats: PerLabel<Heartbeat>,
     /// Events that wait for an acknowledgement.
@@ -230,6 +232,8 @@ labels! {
         Drain = "drain",
         /// We closed: the publish window was full for too long.
         Overloaded = "overloaded",
+        /// We closed: heartbeats were acknowledged, but events had stopped coming.
+        Silent = "silent",
         /// Discord closed; the code is counted too.
         ServerClosed = "server_closed",
         /// The connection broke without a close.
@@ -252,6 +256,7 @@ impl From<CloseReason> for ReconnectReason {
             CloseReason::BadReady => Self::BadReady,
             CloseReason::Drain => Self::Drain,
             CloseReason::Overloaded => Self::Overloaded,
+            CloseReason::Silent => Self::Silent,
         }
     }
 }
@@ -263,6 +268,26 @@ labels! {
         Resumed = "resumed",
         /// Discord refused it (op 9 false, or a close).
         Refused = "refused",
+    }
+}
+
+labels! {
+    /// What became of a shard's silence.
+    SilenceStep, "step", {
+        /// Its length became improbable.
+        Suspected = "suspected",
+        /// Resumed because of it.
+        Resumed = "resumed",
+        /// Given a new session because of it.
+        Reidentified = "reidentified",
+        /// Nothing done: most shards were silent.
+        Outage = "outage",
+        /// Nothing done for now: helped not long ago, or the identify budget is at its reserve.
+        Waiting = "waiting",
+        /// Events came again after a step.
+        Recovered = "recovered",
+        /// As silent in a new session: nothing to deliver.
+        Quiet = "quiet",
     }
 }
 

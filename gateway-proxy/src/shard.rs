@@ -6,6 +6,7 @@
 mod intake;
 mod lost;
 mod patience;
+mod silence;
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ use gateway_proxy_core::outgoing::{self, IdentifyOptions};
 use gateway_proxy_core::session::{
     Action, CloseReason, EndReason, Endpoint, Phase, Resumable, Session,
 };
+use gateway_proxy_core::silence::{Limits, Silence};
 use schemas::{ProxyEvent, ProxyShard, ShardId, ShardState, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
@@ -33,7 +35,7 @@ use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher, Turn};
 use crate::shutdown::{Phase as Stage, Shutdown};
-use crate::status::{ShardStatus, unix_ms};
+use crate::status::{ProcessStatus, ShardStatus, unix_ms};
 use crate::transport::{DialError, Dialer, Received, Socket};
 use intake::Intake;
 pub(crate) use lost::Lost;
@@ -53,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) compression: Compression,
     pub(crate) filter: EventFilter,
     pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) silent_after: Option<Duration>,
+    pub(crate) process: Arc<ProcessStatus>,
     pub(crate) ownership: Ownership,
     /// Shards this process still holds.
     pub(crate) held: AtomicUsize,
@@ -130,6 +134,7 @@ pub(crate) struct ShardTask {
     parts: ShardParts,
     session: Session,
     intake: Intake,
+    silence: Option<Silence>,
     grant: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     stage: Stage,
     full_since: Option<Instant>,
@@ -155,11 +160,14 @@ impl ShardTask {
     ) -> Self {
         let intake = Intake::new(Arc::clone(&shared), parts.clone(), alive_ms);
         let had_session = session.id().is_some();
+        let silence = shared.silent_after;
+        let silence = silence.map(|shortest| Silence::new(Limits { shortest }));
         Self {
             shared,
             parts,
             session,
             intake,
+            silence,
             grant: None,
             stage: Stage::Running,
             full_since: None,
@@ -191,7 +199,8 @@ impl ShardTask {
 
     async fn wait(&mut self, link: &mut Link) -> Wake {
         let reading = self.update_reading();
-        let deadline = self.session.poll_timeout();
+        self.note_listening(reading, Instant::now());
+        let deadline = earlier(self.session.poll_timeout(), self.silence_deadline());
         let deadline = until(deadline);
         let overloaded = until(self.overloaded_at());
         let next_stage = match self.stage {
@@ -282,7 +291,10 @@ impl ShardTask {
                     self.shared.identifies.give_back();
                 }
             }
-            Wake::Deadline => self.session.handle_timeout(fastrand::f64(), now),
+            Wake::Deadline => {
+                self.session.handle_timeout(fastrand::f64(), now);
+                self.watch_silence(now);
+            }
             Wake::Room(turn) => {
                 self.turn = None;
                 self.take_turn(link, now);
@@ -630,6 +642,13 @@ const fn state_of(phase: Phase) -> ShardState {
         Phase::Resuming => ShardState::Resuming,
         Phase::Ready => ShardState::Ready,
         Phase::Fatal => ShardState::Failed,
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 

@@ -126,6 +126,9 @@ pub struct ShardHealth {
     /// Gaps announced by `PROXY_GAP`.
     #[serde(default)]
     pub gaps: u64,
+    /// True while heartbeats are acknowledged but events that usually come do not.
+    #[serde(default)]
+    pub silent: bool,
     /// Why it is not ready, for people.
     #[serde(default)]
     pub reason: Option<String>,

@@ -123,6 +123,12 @@ impl Limiter {
         self.budget = budget;
     }
 
+    /// Whether the budget is above its reserve.
+    #[must_use]
+    pub fn has_budget(&self, now_ms: u64) -> bool {
+        self.budget.remaining > self.reserve() || now_ms >= self.budget.reset_at_ms
+    }
+
     /// A shard wants to IDENTIFY. Asking again moves it to the new priority.
     pub fn request(&mut self, shard: ShardId, priority: Priority) {
         self.cancel(shard);
@@ -277,6 +283,7 @@ mod tests {
         assert_eq!(limiter.poll(NOW), None);
         assert_eq!(limiter.hold(NOW), Hold::Reserve(NOW + 3_600_000));
         let reset = NOW + 3_600_000;
+        assert!(!limiter.has_budget(reset - 1) && limiter.has_budget(reset));
         assert_eq!(limiter.poll(reset), Some(shard(1)));
         assert_eq!(limiter.budget().remaining, 999);
     }

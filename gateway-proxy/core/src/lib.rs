@@ -9,3 +9,4 @@ pub mod identify;
 pub mod ingest;
 pub mod outgoing;
 pub mod session;
+pub mod silence;

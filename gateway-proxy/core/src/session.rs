@@ -380,6 +380,17 @@ impl Session {
         }
     }
 
+    /// Leaves a connection that lives but delivers nothing: for a RESUME, or for a new session.
+    pub fn leave_silent(&mut self, for_new_session: bool, now: Instant) {
+        if self.phase != Phase::Ready {
+            return;
+        }
+        if for_new_session {
+            self.end_session(EndReason::Forced, now);
+        }
+        self.close(CloseReason::Silent, Duration::ZERO, now);
+    }
+
     fn handle_phase_timeout(&mut self, late: Duration, jitter: f64, now: Instant) {
         let (reason, start) = match self.phase {
             Phase::Waiting => {

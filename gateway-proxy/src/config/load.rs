@@ -36,6 +36,9 @@ const BUFFER_BYTES_MAX: u64 = 1 << 40;
 /// Shorter than a TLS handshake over a slow line helps nobody.
 const STARTUP_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
+/// Below it the noise of a busy machine is silence; only tests want so little.
+const SILENT_AFTER_MIN: Duration = Duration::from_millis(500);
+
 /// A stream smaller than a few large events would drop them at once.
 const STREAM_MAX_BYTES_MIN: u64 = 16 << 20;
 
@@ -81,6 +84,9 @@ impl Config {
             presence: resolver.optional(setting::PRESENCE, Presence::parse)?,
             large_threshold: resolver.optional(setting::LARGE_THRESHOLD, threshold)?,
             heartbeat_timeout: resolver.optional(setting::HEARTBEAT_TIMEOUT, heartbeat)?,
+            silent_after: resolver
+                .required(setting::SILENT_AFTER, SilentAfter::parse)?
+                .0,
             identify_reserve_percent: resolver.required(setting::IDENTIFY_RESERVE, reserve)?,
             shards,
             shard_ids,
@@ -344,6 +350,31 @@ impl Bytes {
 impl Shown for Bytes {
     fn shown(&self) -> toml::Value {
         toml::Value::String(value::SizeText(self.0 as u64).to_string())
+    }
+}
+
+/// A duration, or never.
+struct SilentAfter(Option<Duration>);
+
+impl SilentAfter {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.trim() == "off" {
+            return Ok(Self(None));
+        }
+        let duration = value::duration(text, SILENT_AFTER_MIN, HOUR);
+        duration
+            .map(|duration| Self(Some(duration)))
+            .map_err(|expected| format!("`off` or {expected}"))
+    }
+}
+
+impl Shown for SilentAfter {
+    fn shown(&self) -> toml::Value {
+        let text = self.0.map_or_else(
+            || "off".to_owned(),
+            |duration| value::DurationText(duration).to_string(),
+        );
+        toml::Value::String(text)
     }
 }
 

@@ -65,6 +65,8 @@ settings! {
         DISCORD, "Members above which a guild comes without its offline members: 50 to 250";
     HEARTBEAT_TIMEOUT = "heartbeat-timeout", ["DISCORD_HEARTBEAT_TIMEOUT"], Value("DURATION"), None,
         DISCORD, "Time without any inbound frame until a connection counts as dead; by default two heartbeats";
+    SILENT_AFTER = "silent-after", ["DISCORD_SILENT_AFTER"], Value("DURATION|off"), Some("2m"),
+        DISCORD, "Shortest time without events after which a busy shard is resumed and, if that does not help, gets a new session";
     IDENTIFY_RESERVE = "identify-reserve", ["IDENTIFY_RESERVE"], Value("PERCENT"), Some("20"),
         DISCORD, "Part of the day's session starts kept back; below it only RESUMEs go out";
 

@@ -111,6 +111,7 @@ fn every_default_of_the_contract_holds() {
     assert_eq!(config.http().to_string(), "127.0.0.1:9100");
     assert_eq!(config.prefix().as_str(), "discord");
     assert_eq!(config.startup_timeout(), Duration::from_secs(30));
+    assert_eq!(config.silent_after(), Some(Duration::from_secs(120)));
     assert_eq!(config.identify_reserve_percent(), 20);
     assert_eq!(config.buffer_bytes(), 64 << 20);
     assert_eq!(config.stream().max_age, Duration::from_secs(86_400));
@@ -341,6 +342,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("--startup-timeout", "soon", "30s"),
     ("--grace-period", "1h", "10m"),
     ("--heartbeat-timeout", "0", "1s"),
+    ("--silent-after", "never", "off"),
     ("--stream-max-age", "1m", "2m"),
     ("--stream-max-bytes", "1", "16MiB"),
     ("--buffer-bytes", "1", "8MiB"),

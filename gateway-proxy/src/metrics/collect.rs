@@ -78,6 +78,8 @@ impl Output<'_> {
         self.count("identifies", "IDENTIFYs sent", None, &it.identifies)?;
         self.labelled("resumes", "RESUMEs answered", &it.resumes)?;
         self.labelled("gaps", "Gaps announced by PROXY_GAP", &it.gaps)?;
+        let help = "Shards that stopped delivering, by what was done";
+        self.labelled("shard_silences", help, &it.silences)?;
         self.labelled("heartbeats", "Heartbeats", &it.heartbeats)?;
         let help = "Session starts Discord grants per day";
         self.level("session_starts_limit", help, None, &it.session_starts_total)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use gateway_proxy_core::frame::{Frame, FrameError, Frames, control};
 use gateway_proxy_core::session::{DispatchKind, Ended, Incoming, Phase, Session, Verdict};
+use gateway_proxy_core::silence::Heard;
 use schemas::message::is_session_id;
 use schemas::{EventKind, EventName, GuildId, ProxyEvent, ProxyGap, Timestamp};
 use tracing::{debug, error, info, warn};
@@ -33,6 +34,7 @@ pub(super) struct Intake {
     awaited: HashSet<GuildId>,
     // When the last dispatch came, unix ms: where a gap begins.
     last_event_ms: u64,
+    heard: Heard,
 }
 
 impl Intake {
@@ -43,7 +45,13 @@ impl Intake {
             parts,
             awaited: HashSet::new(),
             last_event_ms,
+            heard: Heard::default(),
         }
+    }
+
+    /// What was delivered, without what a start brings.
+    pub(super) const fn heard(&self) -> Heard {
+        self.heard
     }
 
     /// One WebSocket message, compressed if an inflater is given.
@@ -193,6 +201,14 @@ impl Intake {
         }
         match verdict {
             Verdict::Publish { seq, gap } => {
+                if kind == DispatchKind::Other && !self.begins_guild(&name, frame) {
+                    let heard = &mut self.heard;
+                    *(if was_resuming {
+                        &mut heard.replayed
+                    } else {
+                        &mut heard.live
+                    }) += 1;
+                }
                 if let Some(ended) = gap {
                     self.announce_gap(&ended, session, now);
                 }
@@ -294,6 +310,14 @@ impl Intake {
             .resumable()
             .map(|known| (session.generation(), known));
         self.parts.session.set(known);
+    }
+
+    /// True for a GUILD_CREATE that READY announced.
+    fn begins_guild(&self, name: &EventName<'_>, frame: &Frame<'_>) -> bool {
+        matches!(name, EventName::Known(EventKind::GuildCreate))
+            && frame
+                .guild()
+                .is_some_and(|guild| self.awaited.contains(&guild))
     }
 
     /// Keeps the number of guilds: joined, removed, gone in an outage, back from one.

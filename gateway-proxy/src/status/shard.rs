@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway_proxy_core::silence::Pulse;
 use schemas::health::ShardHealth;
 use schemas::{ShardId, ShardState};
 
@@ -33,6 +34,9 @@ pub struct ShardStatus {
     resumes: AtomicU64,
     identifies: AtomicU64,
     gaps: AtomicU64,
+    pulse: AtomicU8,
+    /// It has fallen silent though heartbeats are acknowledged.
+    silent: AtomicBool,
     texts: Mutex<Texts>,
     rate: Mutex<Average>,
 }
@@ -70,6 +74,8 @@ impl ShardStatus {
             resumes: AtomicU64::new(0),
             identifies: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
+            pulse: AtomicU8::new(pulse_index(Pulse::Unknown)),
+            silent: AtomicBool::new(false),
             texts: Mutex::default(),
             rate: Mutex::default(),
         }
@@ -239,6 +245,21 @@ impl ShardStatus {
         add(&self.gaps, 1);
     }
 
+    /// Whether it delivers at this moment, for the judgement of others.
+    pub(crate) fn set_pulse(&self, pulse: Pulse) {
+        self.pulse.store(pulse_index(pulse), Ordering::Relaxed);
+    }
+
+    /// Whether it delivers at this moment.
+    pub(crate) fn pulse(&self) -> Pulse {
+        PULSES[usize::from(self.pulse.load(Ordering::Relaxed)) % PULSES.len()]
+    }
+
+    /// Whether it has fallen silent though heartbeats are acknowledged.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+    }
+
     /// IDENTIFYs sent since the process started.
     #[must_use]
     pub fn identifies(&self) -> u64 {
@@ -282,6 +303,7 @@ impl ShardStatus {
             resumes: self.resumes.load(Ordering::Relaxed),
             identifies: self.identifies(),
             gaps: self.gaps.load(Ordering::Relaxed),
+            silent: self.silent.load(Ordering::Relaxed),
             reason: locked(&self.texts).reason.clone(),
         }
     }
@@ -311,6 +333,16 @@ const fn index(state: ShardState) -> u8 {
     }
 }
 
+const PULSES: [Pulse; 3] = [Pulse::Unknown, Pulse::Awake, Pulse::Asleep];
+
+const fn pulse_index(pulse: Pulse) -> u8 {
+    match pulse {
+        Pulse::Unknown => 0,
+        Pulse::Awake => 1,
+        Pulse::Asleep => 2,
+    }
+}
+
 fn some(number: &AtomicU64) -> Option<u64> {
     Some(number.load(Ordering::Relaxed)).filter(|number| *number > 0)
 }
@@ -329,6 +361,15 @@ mod tests {
         for state in STATES {
             shard.set_state(state);
             assert_eq!(shard.state(), state);
+        }
+    }
+
+    #[test]
+    fn every_pulse_survives_the_atomic() {
+        let shard = shard();
+        for pulse in PULSES {
+            shard.set_pulse(pulse);
+            assert_eq!(shard.pulse(), pulse);
         }
     }
 

@@ -39,7 +39,7 @@ pub enum EndReason {
     ReplayExceeded,
     /// A close code that voids the session.
     SessionExpired,
-    /// An operator asked for a fresh session.
+    /// We ended it: an operator asked for a fresh one, or it had stopped delivering.
     Forced,
 }
 
@@ -109,11 +109,13 @@ pub enum CloseReason {
     Drain,
     /// The publish buffer is full for too long; Discord's replay buffer takes over.
     Overloaded,
+    /// Heartbeats are acknowledged, but events stopped coming.
+    Silent,
 }
 
 impl CloseReason {
     /// Every reason, for counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::HelloTimeout,
         Self::StartTimeout,
         Self::Zombie,
@@ -124,6 +126,7 @@ impl CloseReason {
         Self::BadReady,
         Self::Drain,
         Self::Overloaded,
+        Self::Silent,
     ];
 
     /// A label for logs and metrics.
@@ -140,6 +143,7 @@ impl CloseReason {
             Self::BadReady => "bad_ready",
             Self::Drain => "drain",
             Self::Overloaded => "overloaded",
+            Self::Silent => "silent",
         }
     }
 }
