@@ -1,6 +1,7 @@
 //! The proof by force: runs a simulated Discord, a real nats-server and real proxies, lets a seeded
 //! schedule kill, freeze and disturb them, and compares what Discord sent with what is stored.
 
+mod broker;
 mod run;
 mod schedule;
 
@@ -39,6 +40,9 @@ struct Options {
     /// zstd, zlib or none
     #[arg(long, default_value = "zstd")]
     compression: String,
+    /// NATS servers: 1, or 3 that keep three copies
+    #[arg(long, default_value_t = 1)]
+    nats_servers: usize,
     /// Keep the proxies' logs in this directory
     #[arg(long)]
     logs: Option<std::path::PathBuf>,

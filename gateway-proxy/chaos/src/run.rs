@@ -10,12 +10,13 @@ use chaos::{Proxy, say};
 use nix::sys::signal::Signal;
 use schemas::Prefix;
 use testkit::audit::{AuditReport, audit, wait_caught_up};
-use testkit::nats::{self, Server};
+use testkit::nats;
 use testkit::simulator::{Action, Config, Fault, GuildBytes, Load, Rule, Simulator, Target};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Options;
-use crate::schedule::{Step, Trouble, schedule};
+use crate::broker::Broker;
+use crate::schedule::{Step, Targets, Trouble, schedule};
 
 /// How long everything may take to be stored after the last trouble.
 const SETTLE: Duration = Duration::from_secs(180);
@@ -24,15 +25,23 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 struct Run {
     simulator: Simulator,
-    nats: Server,
+    nats: Broker,
     proxies: Vec<Proxy>,
     // Processes that stand still, and until when.
     frozen_proxies: Vec<(usize, Instant)>,
-    nats_back: Option<(Instant, NatsIs)>,
+    nats_back: Option<Away>,
     struck: BTreeMap<String, u32>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A server of the broker that does not answer: one at a time, so that a cluster keeps its majority.
+#[derive(Clone, Copy)]
+struct Away {
+    server: usize,
+    until: Instant,
+    is: NatsIs,
+}
+
+#[derive(Clone, Copy)]
 enum NatsIs {
     Dead,
     Frozen,
@@ -62,7 +71,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
 
 impl Run {
     async fn start(options: &Options, logs: &Path) -> anyhow::Result<Self> {
-        let nats = nats::start(nats::Options::default()).await?;
+        let nats = Broker::start(options.nats_servers).await?;
         let simulator = Simulator::start(Config {
             guilds: options.guilds,
             shards: options.shards,
@@ -103,17 +112,21 @@ impl Run {
             options.seed,
             options.lasts,
             options.every,
-            self.proxies.len(),
-            options.shards,
+            Targets {
+                proxies: self.proxies.len(),
+                shards: options.shards,
+                nats_servers: options.nats_servers,
+            },
         );
         say(&format!(
-            "seed {}: {} troubles within {:?}, {} events/s over {} shards, {} proxies",
+            "seed {}: {} troubles within {:?}, {} events/s over {} shards, {} proxies, {} NATS",
             options.seed,
             steps.len(),
             options.lasts,
             options.rate,
             options.shards,
-            self.proxies.len()
+            self.proxies.len(),
+            options.nats_servers,
         ));
         self.simulator.set_load(Load::rate(options.rate));
         let start = Instant::now();
@@ -130,7 +143,7 @@ impl Run {
             let next_proxy = self.frozen_proxies.iter().map(|(_, until)| *until).min();
             let next = next_proxy
                 .into_iter()
-                .chain(self.nats_back.map(|(back, _)| back))
+                .chain(self.nats_back.map(|away| away.until))
                 .min()
                 .filter(|next| *next < at);
             sleep_until(next.unwrap_or(at)).await;
@@ -149,13 +162,14 @@ impl Run {
         for (index, _) in due {
             self.proxies[index].signal(Signal::SIGCONT)?;
         }
-        if let Some((back, is)) = self.nats_back
-            && back <= now
+        if let Some(away) = self.nats_back
+            && away.until <= now
         {
             self.nats_back = None;
-            match is {
-                NatsIs::Dead => tokio::task::block_in_place(|| self.nats.start_again())?,
-                NatsIs::Frozen => self.nats.resume()?,
+            let server = self.nats.server(away.server);
+            match away.is {
+                NatsIs::Dead => tokio::task::block_in_place(|| server.start_again())?,
+                NatsIs::Frozen => server.resume()?,
             }
         }
         for proxy in &mut self.proxies {
@@ -192,13 +206,13 @@ impl Run {
                 self.proxies[*proxy].signal(Signal::SIGSTOP)?;
                 self.frozen_proxies.push((*proxy, now + *lasts));
             }
-            Trouble::KillNats { away } if self.nats_back.is_none() => {
-                tokio::task::block_in_place(|| self.nats.kill9())?;
-                self.nats_back = Some((now + *away, NatsIs::Dead));
+            Trouble::KillNats { server, away } if self.nats_back.is_none() => {
+                tokio::task::block_in_place(|| self.nats.server(*server).kill9())?;
+                self.nats_is(*server, now + *away, NatsIs::Dead);
             }
-            Trouble::FreezeNats { lasts } if self.nats_back.is_none() => {
-                self.nats.pause()?;
-                self.nats_back = Some((now + *lasts, NatsIs::Frozen));
+            Trouble::FreezeNats { server, lasts } if self.nats_back.is_none() => {
+                self.nats.server(*server).pause()?;
+                self.nats_is(*server, now + *lasts, NatsIs::Frozen);
             }
             // It is away already.
             Trouble::KillNats { .. } | Trouble::FreezeNats { .. } => {}
@@ -207,6 +221,10 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    fn nats_is(&mut self, server: usize, until: Instant, is: NatsIs) {
+        self.nats_back = Some(Away { server, until, is });
     }
 
     fn thaw(&mut self, proxy: usize) -> anyhow::Result<()> {
@@ -262,7 +280,7 @@ impl Run {
 
 fn proxy(
     options: &Options,
-    nats: &Server,
+    nats: &Broker,
     simulator: &Simulator,
     logs: &Path,
     index: usize,
@@ -278,6 +296,7 @@ fn proxy(
         format!("--shards={}", options.shards),
         format!("--shard-ids={first}-{last}"),
         format!("--compression={}", options.compression),
+        format!("--replicas={}", nats.replicas()),
         format!("--proxy-id={name}"),
         "--http=127.0.0.1:0".to_owned(),
         "--identify-reserve=0".to_owned(),

@@ -13,10 +13,10 @@ pub(crate) enum Trouble {
     DrainProxy { proxy: usize },
     /// A proxy is stopped for a while and goes on.
     FreezeProxy { proxy: usize, lasts: Duration },
-    /// The broker is killed with SIGKILL and comes back after a while.
-    KillNats { away: Duration },
-    /// The broker stands still for a while.
-    FreezeNats { lasts: Duration },
+    /// A server of the broker is killed with SIGKILL and comes back after a while.
+    KillNats { server: usize, away: Duration },
+    /// A server of the broker stands still for a while.
+    FreezeNats { server: usize, lasts: Duration },
     /// Discord does something.
     Discord(Action),
 }
@@ -54,14 +54,21 @@ const CLOSE_CODES: [u16; 12] = [
     1000, 1001, 4000, 4001, 4002, 4005, 4008, 4009, 4000, 4009, 4003, 4007,
 ];
 
+/// What the schedule strikes at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Targets {
+    pub(crate) proxies: usize,
+    pub(crate) shards: u32,
+    pub(crate) nats_servers: usize,
+}
+
 /// The whole schedule. One in four troubles strikes within 300 ms of the one before: in the middle
 /// of its resume, replay, restart or drain.
 pub(crate) fn schedule(
     seed: u64,
     lasts: Duration,
     every: Duration,
-    proxies: usize,
-    shards: u32,
+    targets: Targets,
 ) -> Vec<Step> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut steps = Vec::new();
@@ -69,7 +76,7 @@ pub(crate) fn schedule(
     while at < lasts {
         steps.push(Step {
             at,
-            trouble: trouble(&mut rng, proxies, shards),
+            trouble: trouble(&mut rng, targets),
         });
         at += if rng.u8(0..4) == 0 {
             Duration::from_millis(rng.u64(0..300))
@@ -80,8 +87,8 @@ pub(crate) fn schedule(
     steps
 }
 
-fn trouble(rng: &mut fastrand::Rng, proxies: usize, shards: u32) -> Trouble {
-    let proxy = rng.usize(0..proxies.max(1));
+fn trouble(rng: &mut fastrand::Rng, targets: Targets) -> Trouble {
+    let proxy = rng.usize(0..targets.proxies.max(1));
     match rng.u8(0..100) {
         0..=9 => Trouble::KillProxy { proxy },
         10..=13 => Trouble::DrainProxy { proxy },
@@ -90,9 +97,11 @@ fn trouble(rng: &mut fastrand::Rng, proxies: usize, shards: u32) -> Trouble {
             lasts: millis(rng, 200, 8_000),
         },
         18..=25 => Trouble::KillNats {
+            server: rng.usize(0..targets.nats_servers.max(1)),
             away: millis(rng, 0, 4_000),
         },
         26..=29 => Trouble::FreezeNats {
+            server: rng.usize(0..targets.nats_servers.max(1)),
             lasts: millis(rng, 200, 7_000),
         },
         30..=33 => Trouble::Discord(Action::RefuseConnects {
@@ -115,7 +124,7 @@ fn trouble(rng: &mut fastrand::Rng, proxies: usize, shards: u32) -> Trouble {
             let target = if rng.bool() {
                 Target::All
             } else {
-                Target::Shard(rng.u32(0..shards))
+                Target::Shard(rng.u32(0..targets.shards))
             };
             Trouble::Discord(Action::Fault {
                 target,
@@ -178,8 +187,11 @@ mod tests {
                 seed,
                 Duration::from_secs(600),
                 Duration::from_secs(4),
-                2,
-                16,
+                Targets {
+                    proxies: 2,
+                    shards: 16,
+                    nats_servers: 3,
+                },
             )
         };
         assert_eq!(make(7), make(7));
