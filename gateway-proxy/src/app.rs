@@ -268,6 +268,7 @@ fn spawn_publishers(
             ownership: ownership.clone(),
             stream: stream.clone(),
             after: stream::DUPLICATE_WINDOW / 2,
+            replicated: started.config.stream().replicas > 1,
         };
         let task = publisher::run(
             Arc::clone(&publisher),

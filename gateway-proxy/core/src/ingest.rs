@@ -14,6 +14,10 @@
 //! message it refuses, and acknowledges nothing before it either, so that a refused message gets its
 //! own answer only alone; and whatever keeps batches from working, one message at a time gets on.
 //!
+//! A stream with replicas asks for more: a leader answers a duplicate within a batch as stored although
+//! the message it repeats may not have a quorum yet, and goes with that leader. Alone such a message is
+//! refused until it is stored, so what was written on an earlier connection goes one per batch there.
+//!
 //! Messages stay in the queue until acknowledged; the queue's bound is the caller's byte budget.
 
 mod reply;
@@ -139,6 +143,8 @@ pub struct Ingest<M> {
     written: usize,
     // How many messages still go one per batch.
     alone: usize,
+    // The stream has replicas.
+    replicated: bool,
     // Disconnections since a batch of several was stored.
     retries: u32,
     // Those of them at which something was outstanding.
@@ -175,10 +181,19 @@ impl<M: Size> Ingest<M> {
             outstanding_bytes: 0,
             written: 0,
             alone: 0,
+            replicated: false,
             retries: 0,
             troubles: 0,
             blamed: None,
         }
+    }
+
+    /// The same for a stream with replicas.
+    #[must_use]
+    pub const fn replicated() -> Self {
+        let mut ingest = Self::new();
+        ingest.replicated = true;
+        ingest
     }
 
     /// Appends a message.
@@ -239,6 +254,10 @@ impl<M: Size> Ingest<M> {
     pub fn handle_connected(&mut self) {
         self.connected = true;
         self.forget_batch();
+        if self.replicated {
+            // At most a window: nothing is written beyond it.
+            self.alone = self.alone.max(self.written);
+        }
     }
 
     /// The connection is gone, or is given up after [`Outcome::Restart`]. Returns how long to wait
@@ -358,6 +377,10 @@ impl<M: Size> Ingest<M> {
         match reply {
             Reply::Flow { seq, messages } => {
                 batch.flow = messages.clamp(1, FLOW);
+                if batch.sent == 1 && batch.closing {
+                    // At a flow of 1 a lone duplicate is acknowledged before it is refused.
+                    return Outcome::Continue;
+                }
                 let progress = seq.min(batch.sent) > batch.acked;
                 self.acknowledge(seq, acked);
                 if progress {

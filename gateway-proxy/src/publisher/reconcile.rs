@@ -25,6 +25,8 @@ pub(crate) struct Reconcile {
     pub(crate) after: Duration,
     /// Whose the shards are.
     pub(crate) ownership: Ownership,
+    /// The stream has replicas.
+    pub(crate) replicated: bool,
 }
 
 /// What the stream and the records say about shards.

@@ -43,12 +43,17 @@ pub(crate) async fn run(
     reconcile: Reconcile,
     stop: CancellationToken,
 ) {
+    let ingest = if reconcile.replicated {
+        Ingest::replicated()
+    } else {
+        Ingest::new()
+    };
     let mut task = Task {
         publisher,
         settings,
         name,
         reconcile,
-        ingest: Ingest::new(),
+        ingest,
         taken: Vec::new(),
         next_server: 0,
         others: Vec::new(),

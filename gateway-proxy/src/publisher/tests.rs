@@ -66,6 +66,7 @@ impl Rig {
             stream,
             after: DUPLICATE_WINDOW / 2,
             ownership: Ownership::new(bucket),
+            replicated: false,
         };
         let name = "test".to_owned();
         tokio::spawn(run(

@@ -550,3 +550,30 @@ fn the_message_before_writing_can_be_looked_at_and_replaced() {
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
+
+#[test]
+fn with_replicas_what_was_written_before_goes_alone_until_it_is_stored() {
+    let mut publisher = Publisher::connected();
+    publisher.ingest.replicated = true;
+    publisher.push(10);
+    assert_eq!(publisher.write().len(), 10);
+    publisher.reconnect();
+    publisher.push(5);
+    let refused = Reply::Refused(error(10_158));
+    assert_eq!(publisher.write(), [(1, Commit)]);
+    let (acked, outcome) = publisher.answer(refused);
+    assert!(acked.is_empty() && matches!(outcome, Outcome::Restart(_)));
+    publisher.reconnect();
+    let mut batches = vec![1; 10];
+    batches.push(5);
+    assert_eq!(publisher.drain(), batches);
+}
+
+#[test]
+fn a_lone_duplicate_acknowledged_at_a_flow_of_one_is_not_stored_yet() {
+    let mut publisher = Publisher::connected();
+    publisher.push(1);
+    assert_eq!(publisher.write(), [(1, Commit)]);
+    assert_eq!(publisher.flow(1, 2), [0; 0]);
+    assert_eq!(publisher.done(1), (vec![1], Outcome::Continue));
+}

@@ -10,6 +10,7 @@
 
 mod answers;
 mod client;
+mod cluster;
 mod publishing;
 
 use nats_server::{Options, Server};

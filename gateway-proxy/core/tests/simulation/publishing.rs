@@ -54,8 +54,6 @@ struct World {
     oversized: bool,
     // Bytes of one message at most.
     large: usize,
-    // A duplicate of a proposal without a quorum counts as stored, and must not be lost after that.
-    doubtful: bool,
 }
 
 impl World {
@@ -70,7 +68,11 @@ impl World {
             rng,
             epoch: Instant::now(),
             now: Duration::ZERO,
-            ingest: Ingest::new(),
+            ingest: if server.is_clustered() {
+                Ingest::replicated()
+            } else {
+                Ingest::new()
+            },
             server,
             connection: None,
             connections: 0,
@@ -83,7 +85,6 @@ impl World {
             acked: 0,
             checked: 0,
             large,
-            doubtful: false,
         }
     }
 
@@ -147,13 +148,11 @@ impl World {
         if self.pipes[at].1.is_empty() {
             self.pipes.remove(at);
         }
-        self.doubtful |= self.connections > 1 && self.server.proposed() > 0;
     }
 
     fn apply(&mut self) {
         let count = self.rng.usize(0..=self.server.proposed());
         self.server.apply(count);
-        self.doubtful &= self.server.proposed() > 0;
     }
 
     fn check_stored(&mut self) {
@@ -174,17 +173,13 @@ impl World {
             return;
         }
         let (now, stored) = (self.instant(), self.server.stream.len() as u64);
-        let doubtful = self.doubtful;
         let acked = &mut self.acked;
         let outcome = self
             .ingest
             .handle_reply(answer.reply, now, &mut |event: Event| {
                 *acked += 1;
                 assert_eq!(event.id % MARKER, *acked, "acknowledged out of order");
-                assert!(
-                    *acked <= stored || doubtful,
-                    "{acked} acknowledged, {stored} stored"
-                );
+                assert!(*acked <= stored, "{acked} acknowledged, {stored} stored");
             });
         self.heed(outcome);
     }
@@ -257,7 +252,7 @@ impl World {
                 self.answers.clear();
                 self.lose_connection();
             }
-            2 if self.server.is_clustered() && !self.doubtful => self.server.change_leader(),
+            2 if self.server.is_clustered() => self.server.change_leader(),
             3 => self.server.leaderless = self.rng.bool(),
             4 => self.server.exhausted = true,
             5 => self.server.others = self.rng.u64(0..600),
