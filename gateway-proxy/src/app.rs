@@ -125,7 +125,8 @@ async fn take_shards(
         common(&started.config),
         recorded,
     );
-    let claimed = recorder.claim().await;
+    let until = Instant::now() + started.config.startup_timeout();
+    let claimed = recorder.claim(until.into()).await;
     claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
     Ok((recorder, shards))
 }
@@ -345,6 +346,7 @@ async fn find_checkpoints(
     streams: &[Stream<()>],
 ) -> Result<HashMap<ShardId, Found>, Fatal> {
     let config = &started.config;
+    let until = Instant::now() + config.startup_timeout();
     let lookups = started.shards.iter().map(|shard| {
         let wanted = Wanted {
             shard: *shard,
@@ -362,6 +364,7 @@ async fn find_checkpoints(
                 &started.fleet_bucket,
                 config.prefix(),
                 refused,
+                until,
             )
             .await;
             found.map(|found| (*shard, found))

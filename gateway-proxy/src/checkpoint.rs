@@ -1,7 +1,7 @@
 //! Reads where a shard may carry on: the last message of its subjects and its record in the fleet
 //! bucket. What follows from them is `core::checkpoint`'s decision.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
@@ -13,8 +13,6 @@ use tracing::warn;
 
 /// How long one look-up may take before it is tried again; a cluster may be electing a leader.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Attempts before a start gives up.
-const ATTEMPTS: u32 = 5;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -34,7 +32,7 @@ pub(crate) enum LookupError {
     Record { shard: ShardId, reason: String },
 }
 
-/// Looks a shard up, trying again while NATS does not answer: starting without the checkpoint would
+/// Looks a shard up, trying again until the deadline while NATS does not answer: starting without the checkpoint would
 /// spend an IDENTIFY and lose what Discord would replay. `refused`: NATS said that we may not ask.
 pub(crate) async fn find(
     wanted: &Wanted,
@@ -42,8 +40,8 @@ pub(crate) async fn find(
     bucket: &kv::Store,
     prefix: &Prefix,
     refused: impl Fn() -> bool,
+    until: Instant,
 ) -> Result<Found, LookupError> {
-    let mut attempt = 1;
     loop {
         let lookup = look_up(wanted, stream, bucket, prefix);
         let error = match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
@@ -54,11 +52,10 @@ pub(crate) async fn find(
                 reason: format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()),
             },
         };
-        if attempt == ATTEMPTS || refused() {
+        if refused() || Instant::now() >= until {
             return Err(error);
         }
-        warn!(%error, attempt, "checkpoint look-up failed");
-        attempt += 1;
+        warn!(%error, "checkpoint look-up failed, trying again");
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use schemas::{Compression, FleetKey, Intents, ProxyId, ShardRecord, ShardState};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::ownership::{Owner, Ownership};
 use crate::shard::ShardParts;
@@ -22,9 +22,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long one write may take; the next look tries again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Attempts to take a shard at the start.
-const CLAIM_ATTEMPTS: u32 = 5;
-/// Between two of them.
+/// Between two attempts to take a shard at the start.
 const CLAIM_PAUSE: Duration = Duration::from_millis(500);
 
 /// What stands in every record of this process.
@@ -94,12 +92,12 @@ impl Recorder {
     /// Takes every shard, whoever had it: this process was started to hold them.
     ///
     /// # Errors
-    /// What NATS says about the first record that cannot be written.
-    pub(crate) async fn claim(&mut self) -> Result<(), String> {
+    /// What NATS says about the first record that cannot be written until the deadline.
+    pub(crate) async fn claim(&mut self, until: Instant) -> Result<(), String> {
         for index in 0..self.shards.len() {
             let record = self.record(index);
             let key = FleetKey::Shard(record.shard).to_string();
-            let revision = self.take(&key, &record).await?;
+            let revision = self.take(&key, &record, until).await?;
             let shard = &mut self.shards[index];
             (shard.revision, shard.written, shard.written_at) =
                 (revision, Some(record), Instant::now());
@@ -107,9 +105,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Writes a record whatever stands there; a cluster may be electing a leader.
-    async fn take(&self, key: &str, record: &ShardRecord) -> Result<u64, String> {
-        let mut attempt = 1;
+    /// Writes a record whatever stands there; a cluster may be electing a leader, which takes seconds.
+    async fn take(&self, key: &str, record: &ShardRecord, until: Instant) -> Result<u64, String> {
         loop {
             let put = self.bucket.put(key, encode(record));
             let error = match tokio::time::timeout(WRITE_TIMEOUT, put).await {
@@ -117,10 +114,10 @@ impl Recorder {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "no answer".to_owned(),
             };
-            if attempt == CLAIM_ATTEMPTS {
+            if Instant::now() >= until {
                 return Err(format!("{key}: {error}"));
             }
-            attempt += 1;
+            debug!(key, error, "a record was not written, trying again");
             tokio::time::sleep(CLAIM_PAUSE).await;
         }
     }
