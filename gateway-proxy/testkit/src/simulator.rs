@@ -36,7 +36,7 @@ pub use self::config::{
     Compression, Config, GuildBytes, Load, Mix, Pace, SessionStarts, Strictness,
 };
 pub use self::events::{ALL_INTENTS, PRIVILEGED};
-pub use self::faults::{Action, ConnectFault, Fault, ScriptStep, Target};
+pub use self::faults::{Action, ConnectFault, Fault, Moment, ScriptStep, Target, Until};
 pub use self::interactions::{ANSWER_WITHIN, CommandRecord, InteractionStats};
 pub use self::ledger::{
     Entry, IdentifyRecord, Injected, LedgerSnapshot, Lifecycle, Rule, SessionRecord, SessionState,
@@ -157,6 +157,12 @@ impl Simulator {
     /// Does something and says how many connections, guilds or sessions it reached.
     pub fn apply(&self, action: Action) -> usize {
         actions::apply(&self.shared, action)
+    }
+
+    /// Ambushes that have not struck yet.
+    #[must_use]
+    pub fn ambushes(&self) -> usize {
+        self.shared.ambushes()
     }
 
     /// A fault, now; the number of connections it reached.

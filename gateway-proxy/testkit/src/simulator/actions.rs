@@ -7,13 +7,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::events::intents_for;
-use super::faults::{Action, Fault, ScriptStep};
+use super::faults::{Action, Fault, Moment, ScriptStep, Target};
 use super::ledger::Step;
 use super::load::Recorded;
 use super::rest::RestFault;
 use super::scan;
 use super::session::{Body, RawFrame};
-use super::state::{Order, Shared};
+use super::state::{Ambush, Order, Shared};
 
 /// How often a script looks whether its next step is due, and old sessions are dropped.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
@@ -25,6 +25,11 @@ pub(crate) fn apply(shared: &Arc<Shared>, action: Action) -> usize {
             let targets = shared.targets(&target);
             targets.iter().filter(|orders| send(orders, &fault)).count()
         }
+        Action::Ambush {
+            target,
+            moment,
+            fault,
+        } => ambush(shared, target, moment, fault),
         Action::Wave {
             target,
             fault,
@@ -72,6 +77,20 @@ pub(crate) fn apply(shared: &Arc<Shared>, action: Action) -> usize {
             1
         }
     }
+}
+
+fn ambush(shared: &Shared, target: Target, moment: Moment, fault: Fault) -> usize {
+    if moment != Moment::Message {
+        let ambush = Ambush {
+            target,
+            moment,
+            fault,
+        };
+        return usize::from(shared.lay_ambush(ambush));
+    }
+    let within =
+        |orders: &&mpsc::Sender<Order>| orders.try_send(Order::Within(fault.clone())).is_ok();
+    shared.targets(&target).iter().filter(within).count()
 }
 
 /// False when the connection is gone or drowned in orders.

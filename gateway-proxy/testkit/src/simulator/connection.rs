@@ -21,10 +21,11 @@ use tokio::time::{Instant, sleep_until};
 pub(crate) use self::handshake::serve;
 pub(crate) use self::replies::MemberRequests;
 use super::compress::Encoder;
+use super::faults::Fault;
 use super::identify::Asker;
 use super::ledger::{Rule, Step};
 use super::session::{Filled, Params, Session};
-use super::state::{Order, Shared};
+use super::state::{Ambush, Order, Shared};
 use super::websocket::{Incoming, Reader, push_close};
 
 /// Bytes read at once; clients send little.
@@ -96,6 +97,10 @@ struct Connection {
     /// When a half-open socket that missed its heartbeats is dropped.
     abandoned: Option<Instant>,
     end: Option<End>,
+    /// A fault that strikes after so many more dispatches.
+    ambush: Option<(u64, Ambush)>,
+    /// A fault that strikes within the next split message.
+    within: Option<Fault>,
 }
 
 impl Connection {
@@ -185,12 +190,24 @@ impl Connection {
             self.more = true;
             return;
         }
+        if let Some(fault) = self.within.take() {
+            self.cut(&Arc::clone(session), fault);
+            return;
+        }
         let shared = &self.shared;
         let (scratch, out) = (&mut self.scratch, &mut self.out);
-        match session.fill(shared, self.id, &mut self.encoder, scratch, out) {
+        let mut unlimited = u64::MAX;
+        let limit = match &mut self.ambush {
+            Some((left, _)) => left,
+            None => &mut unlimited,
+        };
+        match session.fill(shared, self.id, &mut self.encoder, scratch, out, limit) {
             Filled::More => self.more = true,
             // Ended or resumed elsewhere: an order says so, or already did.
             Filled::Drained | Filled::Detached => {}
+        }
+        if let Some((_, ambush)) = self.ambush.take_if(|(left, _)| *left == 0) {
+            self.strike(&ambush);
         }
     }
 
@@ -412,6 +429,7 @@ impl Connection {
             End::Lost | End::Reset => self.release(Step::Disconnected { code: None }),
         }
         self.shared.hub().connections.remove(&self.id);
+        self.lift_ambush();
         match end {
             End::Lost => {}
             End::Reset => handshake::reset(&self.stream),

@@ -104,8 +104,46 @@ pub enum Fault {
         /// Milliseconds.
         ms: u64,
     },
-    /// Ends every lasting fault of the connection.
+    /// ACKs go on, dispatches do not come.
+    Withhold {
+        /// What helps.
+        until: Until,
+    },
+    /// A dispatch whose `s` is this much above the next one's; it is no event. A client that takes it
+    /// for an answer to RESUME has to believe it, so it belongs on a live connection.
+    SeqForwards {
+        /// How far ahead.
+        by: u64,
+    },
+    /// Ends every lasting fault of the connection, its session and its shard.
     Heal,
+}
+
+/// What ends [`Fault::Withhold`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// RESUME: the session goes on meanwhile, and what was withheld is replayed.
+    Resume,
+    /// IDENTIFY: the session gets no events any more, and RESUME finds nothing to replay. They have
+    /// no `s` in it, so they are not in the ledger; [`Progress::withheld`](super::Progress) counts
+    /// them, and the gap between the sessions is owed as ever.
+    NewSession,
+    /// Nothing but [`Fault::Heal`]: later sessions of the shard number get READY and their guilds,
+    /// and no more.
+    Never,
+}
+
+/// When an ambush strikes: dispatches are counted from the answer's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// RESUME was accepted, and so many dispatches of its answer are written.
+    Resume(u64),
+    /// IDENTIFY was accepted, and so many dispatches are written: READY is the first.
+    Identify(u64),
+    /// Within the next dispatch that takes more than one WebSocket message, after its first.
+    Message,
 }
 
 impl Fault {
@@ -139,6 +177,15 @@ pub enum Action {
     Fault {
         /// Where.
         target: Target,
+        /// Which.
+        fault: Fault,
+    },
+    /// A fault that waits for its moment, and strikes once.
+    Ambush {
+        /// Where.
+        target: Target,
+        /// When.
+        moment: Moment,
         /// Which.
         fault: Fault,
     },
@@ -266,6 +313,16 @@ mod tests {
                 fault: Fault::HalfOpen {
                     read: true,
                     write: true,
+                },
+            },
+        );
+        check(
+            r#"{"action":"ambush","target":{"shard":3},"moment":{"resume":5},"fault":{"kind":"withhold","until":"new_session"}}"#,
+            &Action::Ambush {
+                target: Target::Shard(3),
+                moment: Moment::Resume(5),
+                fault: Fault::Withhold {
+                    until: Until::NewSession,
                 },
             },
         );

@@ -83,6 +83,9 @@ pub(crate) fn identify(shared: &Shared, asker: &Asker, d: &Value) -> Verdict {
     let session = Arc::new(session);
     session.attach(asker.connection, Arc::clone(&asker.wake));
     session.push(shared, Body::Raw(Arc::new(ready(shared, &session))));
+    if hub.muted.contains(&shard.id()) {
+        session.set_muted(true);
+    }
     hub.sessions.push(Arc::clone(&session));
     hub.live.insert(session.id.clone(), Arc::clone(&session));
     if let Some(handle) = hub.connections.get_mut(&asker.connection) {

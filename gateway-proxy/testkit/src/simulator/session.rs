@@ -36,6 +36,8 @@ pub struct Progress {
     pub unsent: u64,
     /// The lowest `s` that the replay buffer holds.
     pub replayable_from: u64,
+    /// Events it should have had and got no `s` for: [`Until::NewSession`](super::Until).
+    pub withheld: u64,
 }
 
 /// Query parameters a connection was opened with.
@@ -85,6 +87,9 @@ struct Inner {
     /// Position in `guilds` of the next GUILD_CREATE after READY.
     startup: usize,
     flood: Option<Flood>,
+    /// No event finds its way here any more.
+    muted: bool,
+    withheld: u64,
     entries: Vec<Entry>,
     heartbeat_seq: u64,
     resumed_from: Option<u64>,
@@ -155,6 +160,8 @@ impl Session {
             overrun: false,
             startup: 0,
             flood: None,
+            muted: false,
+            withheld: 0,
             entries: Vec::new(),
             heartbeat_seq: 0,
             resumed_from: None,
@@ -185,6 +192,10 @@ impl Session {
         let wake = {
             let mut inner = self.lock();
             if inner.ended {
+                return;
+            }
+            if inner.muted {
+                inner.withheld += 1;
                 return;
             }
             self.append(shared, &mut inner, body, shared.now_us());
@@ -234,7 +245,7 @@ impl Session {
         shared.counters.queued(1);
     }
 
-    /// Writes as much as one batch holds into `out`.
+    /// Writes as much as one batch holds into `out`, and at most `limit` dispatches.
     pub(crate) fn fill(
         &self,
         shared: &Shared,
@@ -242,6 +253,7 @@ impl Session {
         encoder: &mut Encoder,
         scratch: &mut Vec<u8>,
         out: &mut Vec<u8>,
+        limit: &mut u64,
     ) -> Filled {
         let mut inner = self.lock();
         if inner
@@ -257,6 +269,9 @@ impl Session {
         let filled = loop {
             if out.len() >= BATCH_BYTES {
                 break Filled::More;
+            }
+            if *limit == 0 {
+                break Filled::Drained;
             }
             if inner.cursor > inner.last_seq() && !self.generate(shared, &mut inner, now_us) {
                 break Filled::Drained;
@@ -275,6 +290,7 @@ impl Session {
             encoder.message(scratch, out);
             json_bytes += scratch.len() as u64;
             written += 1;
+            *limit -= 1;
             inner.cursor += 1;
             inner.written_to = inner.written_to.max(seq);
             prune(shared, &mut inner);
@@ -288,6 +304,9 @@ impl Session {
     fn generate(&self, shared: &Shared, inner: &mut Inner, now_us: u64) -> bool {
         if self.startup_event(shared, inner, now_us) {
             return true;
+        }
+        if inner.muted {
+            return false;
         }
         let generation = shared.load_generation();
         if inner
@@ -408,6 +427,12 @@ impl Session {
         self.lock().cursor - 1
     }
 
+    /// Cuts the session off from events, or joins it again.
+    pub(crate) fn set_muted(&self, muted: bool) {
+        self.lock().muted = muted;
+        self.wake();
+    }
+
     /// Wakes the socket, if any: the load has changed.
     pub(crate) fn wake(&self) {
         if let Some(attached) = &self.lock().attached {
@@ -464,6 +489,7 @@ impl Session {
             events,
             unsent: (events + 1).saturating_sub(inner.cursor),
             replayable_from: inner.first_seq,
+            withheld: inner.withheld,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What all connections share: guilds, sessions, routes, counters and the clock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Config, Load};
 use super::connection::MemberRequests;
 use super::events::Names;
-use super::faults::{ConnectFault, Fault, Target};
+use super::faults::{ConnectFault, Fault, Moment, Target};
 use super::guilds::{World, shard_of, snowflake, splitmix};
 use super::interactions::Interactions;
 use super::ledger::{LedgerSnapshot, Log, Rule, Step};
@@ -26,11 +26,16 @@ use super::templates::{Command, Context, Templates};
 /// Orders waiting for one connection; a script cannot run further ahead of it.
 pub(crate) const ORDERS_MAX: usize = 64;
 
+/// Ambushes that wait; a test has some dozens.
+const AMBUSHES_MAX: usize = 1024;
+
 /// What a connection is told from outside.
 #[derive(Debug)]
 pub(crate) enum Order {
     /// A fault.
     Fault(Fault),
+    /// A fault within the next message that is split.
+    Within(Fault),
     /// Another socket resumed its session.
     TakenOver,
     /// The session budget was exceeded.
@@ -41,6 +46,25 @@ pub(crate) enum Order {
 pub(crate) struct ConnectionHandle {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) session: Option<Arc<Session>>,
+}
+
+/// A fault that waits for its moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Ambush {
+    pub(crate) target: Target,
+    pub(crate) moment: Moment,
+    pub(crate) fault: Fault,
+}
+
+impl Target {
+    fn names(&self, session: &Session) -> bool {
+        match self {
+            Self::All => true,
+            Self::Shard(id) => session.shard.id() == *id,
+            Self::ShardOf(tuple) => <[u32; 2]>::from(session.shard) == *tuple,
+            Self::Session(id) => session.id == *id,
+        }
+    }
 }
 
 /// Sessions by shard count and shard number.
@@ -72,6 +96,10 @@ pub(crate) struct Hub {
     pub(crate) connect_faults: Vec<(ConnectFault, u32)>,
     pub(crate) refuse_until: Option<Instant>,
     pub(crate) member_requests: MemberRequests,
+    /// Not yet taken up by a connection.
+    pub(crate) ambushes: Vec<Ambush>,
+    /// Shard numbers whose sessions get no events.
+    pub(crate) muted: BTreeSet<u32>,
 }
 
 /// Totals since the start.
@@ -86,6 +114,8 @@ pub(crate) struct Counters {
     pub(crate) resumes: AtomicU64,
     pub(crate) resumes_refused: AtomicU64,
     pub(crate) heartbeats: AtomicU64,
+    /// Ambushes that a connection holds.
+    pub(crate) armed: AtomicU64,
 }
 
 impl Counters {
@@ -366,18 +396,47 @@ impl Shared {
     /// Connections that a target names, with their orders' way in.
     pub(crate) fn targets(&self, target: &Target) -> Vec<mpsc::Sender<Order>> {
         let hub = self.hub();
-        let hit = |handle: &&ConnectionHandle| match (target, &handle.session) {
-            (Target::All, _) => true,
-            (Target::Shard(id), Some(session)) => session.shard.id() == *id,
-            (Target::ShardOf(tuple), Some(session)) => <[u32; 2]>::from(session.shard) == *tuple,
-            (Target::Session(id), Some(session)) => session.id == *id,
-            (_, None) => false,
+        let hit = |handle: &&ConnectionHandle| match &handle.session {
+            Some(session) => target.names(session),
+            None => *target == Target::All,
         };
         hub.connections
             .values()
             .filter(hit)
             .map(|handle| handle.orders.clone())
             .collect()
+    }
+
+    /// Lays an ambush; false when there are too many.
+    pub(crate) fn lay_ambush(&self, ambush: Ambush) -> bool {
+        let mut hub = self.hub();
+        if hub.ambushes.len() >= AMBUSHES_MAX {
+            return false;
+        }
+        hub.ambushes.push(ambush);
+        true
+    }
+
+    /// The first ambush that waits for what this session just did.
+    pub(crate) fn take_ambush(&self, session: &Session, resumed: bool) -> Option<Ambush> {
+        let mut hub = self.hub();
+        let meant = |ambush: &Ambush| {
+            let moment = match ambush.moment {
+                Moment::Resume(_) => resumed,
+                Moment::Identify(_) => !resumed,
+                Moment::Message => false,
+            };
+            moment && ambush.target.names(session)
+        };
+        let at = hub.ambushes.iter().position(meant)?;
+        self.counters.armed.fetch_add(1, Ordering::Relaxed);
+        Some(hub.ambushes.remove(at))
+    }
+
+    /// Ambushes that have not struck.
+    pub(crate) fn ambushes(&self) -> usize {
+        let hub = self.hub();
+        hub.ambushes.len() + self.counters.armed.load(Ordering::Relaxed) as usize
     }
 
     pub(crate) fn violation(&self, rule: Rule, shard: Option<ShardId>, detail: impl Into<String>) {

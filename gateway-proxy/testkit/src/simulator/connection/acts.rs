@@ -1,15 +1,16 @@
 //! What a connection does when it is told to: faults and takeovers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::faults::Fault;
+use super::super::faults::{Fault, Moment, Until};
 use super::super::ledger::{Entry, Injected, Step};
-use super::super::session::{Body, RawFrame};
-use super::super::state::Order;
-use super::{Connection, End, Lasting, ops};
+use super::super::session::{Body, RawFrame, Session};
+use super::super::state::{Ambush, Order};
+use super::{Connection, End, FAR, Lasting, ops};
 
 /// Op 7.
 const RECONNECT: &str = r#"{"t":null,"s":null,"op":7,"d":null}"#;
@@ -24,6 +25,7 @@ impl Connection {
     pub(super) fn obey(&mut self, order: Order) {
         match order {
             Order::Fault(fault) => self.suffer(&fault),
+            Order::Within(fault) => self.within = Some(fault),
             Order::TakenOver => {
                 self.session = None;
                 if self.lasting.stop_write {
@@ -77,12 +79,79 @@ impl Connection {
             Fault::Silent { ms } => {
                 self.lasting.silent_until = Some(Instant::now() + Duration::from_millis(*ms));
             }
+            Fault::Withhold { until } => self.withhold(*until),
             Fault::Heal => {
                 self.lasting = Lasting::default();
                 self.grace = None;
+                self.within = None;
+                if let Some(session) = &self.session {
+                    self.shared.hub().muted.remove(&session.shard.id());
+                    session.set_muted(false);
+                }
             }
             Fault::UnknownEvent | Fault::OversizedEvent { .. } => self.sound_event(fault),
             _ => self.bad_frame(fault),
+        }
+    }
+
+    fn withhold(&mut self, until: Until) {
+        if until == Until::Resume {
+            self.lasting.silent_until = Some(Instant::now() + FAR);
+            return;
+        }
+        let Some(session) = &self.session else { return };
+        if until == Until::Never {
+            self.shared.hub().muted.insert(session.shard.id());
+        }
+        session.set_muted(true);
+    }
+
+    /// Takes up the ambush that was laid for what the session just did.
+    pub(super) fn lie_in_wait(&mut self, session: &Session, resumed: bool) {
+        let Some(ambush) = self.shared.take_ambush(session, resumed) else {
+            return;
+        };
+        let left = match ambush.moment {
+            Moment::Resume(dispatches) | Moment::Identify(dispatches) => dispatches,
+            Moment::Message => 0,
+        };
+        self.ambush = Some((left, ambush));
+    }
+
+    pub(super) fn strike(&mut self, ambush: &Ambush) {
+        self.suffer(&ambush.fault);
+        self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The connection ended before the moment came: the next one's turn.
+    pub(super) fn lift_ambush(&mut self) {
+        if let Some((_, ambush)) = self.ambush.take() {
+            // Laid again first, so that it is never out of sight.
+            self.shared.lay_ambush(ambush);
+            self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the first WebSocket message of the next dispatch, then the fault strikes. A dispatch
+    /// that is not split is written whole.
+    pub(super) fn cut(&mut self, session: &Session, fault: Fault) {
+        let (mut message, mut one) = (Vec::new(), 1);
+        let (scratch, encoder) = (&mut self.scratch, &mut self.encoder);
+        session.fill(
+            &self.shared,
+            self.id,
+            encoder,
+            scratch,
+            &mut message,
+            &mut one,
+        );
+        self.more = one == 0;
+        let first = frame_len(&message).filter(|first| *first < message.len());
+        self.out
+            .extend_from_slice(&message[..first.unwrap_or(message.len())]);
+        match first {
+            Some(_) => self.suffer(&fault),
+            None => self.within = Some(fault),
         }
     }
 
@@ -162,6 +231,12 @@ impl Connection {
                 self.encoder.message(&dispatch(backwards), &mut self.out);
                 self.encoder.finish(&mut self.out);
             }
+            Fault::SeqForwards { by } => {
+                let ahead = last + 1 + by;
+                seq = Some(ahead);
+                self.encoder.message(&dispatch(ahead), &mut self.out);
+                self.encoder.finish(&mut self.out);
+            }
             Fault::MissingFields => self.control(MISSING_FIELDS),
             // The others are no frames.
             _ => return,
@@ -177,6 +252,20 @@ impl Connection {
             fault: fault.name(),
         });
     }
+}
+
+/// Length of the first WebSocket frame, a server's and so without a mask.
+fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let number = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+    };
+    Some(match *bytes.get(1)? {
+        126 => 4 + number(bytes.get(2..4)?),
+        127 => 10 + number(bytes.get(2..10)?),
+        len => 2 + usize::from(len),
+    })
 }
 
 /// A plausible dispatch that never happened.

@@ -129,6 +129,8 @@ async fn open(
         lasting: Lasting::default(),
         abandoned: None,
         end: None,
+        ambush: None,
+        within: None,
         shared,
     };
     match refused {

@@ -63,11 +63,11 @@ impl Connection {
                 if matches!(verdict, Verdict::Session(_)) && d["compress"] == true {
                     self.encoder.enable_payload_compression();
                 }
-                self.judge(verdict);
+                self.judge(verdict, false);
             }
             6 => {
                 let verdict = identify::resume(&self.shared, &self.asker(), d);
-                self.judge(verdict);
+                self.judge(verdict, true);
             }
             3 | 4 | 8 | 31 | 43 if self.session.is_none() => {
                 self.violation(Rule::NotAuthenticated, format!("op {op}"));
@@ -85,9 +85,12 @@ impl Connection {
         }
     }
 
-    fn judge(&mut self, verdict: Verdict) {
+    fn judge(&mut self, verdict: Verdict, resumed: bool) {
         match verdict {
-            Verdict::Session(session) => self.session = Some(session),
+            Verdict::Session(session) => {
+                self.lie_in_wait(&session, resumed);
+                self.session = Some(session);
+            }
             Verdict::Invalid => self.control(INVALID_SESSION),
             Verdict::Close(code, reason) => self.close(code, reason),
         }
