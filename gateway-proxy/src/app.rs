@@ -494,15 +494,8 @@ async fn observe(
         metrics.window_messages.set(messages as u64);
         metrics.window_bytes.set(bytes as u64);
         process.set_unacknowledged(messages as u64);
-        let away = publishers
-            .iter()
-            .find(|publisher| !publisher.is_connected());
-        let reason = away.map(|publisher| {
-            let why = publisher
-                .trouble()
-                .unwrap_or_else(|| "connecting".to_owned());
-            format!("events are not being stored: {why}")
-        });
+        let reason = publishers.iter().find_map(|publisher| publisher.held_up());
+        let reason = reason.map(|why| format!("events are not being stored: {why}"));
         match (reason, &hold) {
             (None, _) => hold = None,
             (Some(reason), None) => hold = Some(process.hold(reason)),

@@ -148,6 +148,15 @@ impl Publisher {
             .clone()
     }
 
+    /// Why events are not being stored at this moment; `None`: they are, or there are none.
+    pub(crate) fn held_up(&self) -> Option<String> {
+        if !self.is_connected() {
+            return Some(self.trouble().unwrap_or_else(|| "connecting".to_owned()));
+        }
+        // A connection alone stores nothing: the last trouble is over with the first acknowledgement.
+        self.trouble().filter(|_| self.kept_messages() > 0)
+    }
+
     fn take_inbox(&self, into: &mut Vec<Outbound>) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *inbox, into);
@@ -179,6 +188,9 @@ impl Publisher {
 
     fn set_connected(&self) {
         self.connected.store(true, Ordering::Relaxed);
+        if self.kept_messages() == 0 {
+            self.clear_trouble();
+        }
         if self.connected_before.swap(true, Ordering::Relaxed) {
             self.metrics.nats_reconnects.increment();
         }

@@ -10,4 +10,5 @@ mod exit_codes;
 mod flow;
 mod harness;
 mod nats_access;
+mod nats_faults;
 mod rig;

@@ -17,7 +17,12 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn start(config: Config) -> Self {
-        let nats = testkit::nats::start(Options::default()).await.unwrap();
+        Self::start_with(config, Options::default()).await
+    }
+
+    /// With a server of other options.
+    pub(crate) async fn start_with(config: Config, options: Options) -> Self {
+        let nats = testkit::nats::start(options).await.unwrap();
         let simulator = Simulator::start(config).await.unwrap();
         Self { simulator, nats }
     }
@@ -33,28 +38,46 @@ impl Rig {
 
     /// Waits until everything that Discord sent is stored.
     pub(crate) async fn caught_up(&self, proxies: &[&Proxy]) {
-        let client = self.client().await;
-        let prefix = Prefix::default();
-        if let Err(error) = wait_caught_up(&client, &prefix, &self.simulator, patience()).await {
-            let logs: Vec<_> = proxies.iter().map(|proxy| proxy.log()).collect();
-            panic!("{error}\n{logs:#?}");
-        }
+        caught_up(&self.nats.url(), &self.simulator, proxies).await;
     }
 
+    /// Compares, without waiting.
     pub(crate) async fn audit(&self) -> AuditReport {
-        let client = self.client().await;
-        audit(&client, &Prefix::default(), &self.simulator.ledger())
-            .await
-            .unwrap()
+        audit_at(&self.nats.url(), &self.simulator).await
     }
 
     /// Waits for the stream, and expects it to be exactly what Discord sent.
     pub(crate) async fn expect_clean(&self, proxies: &[&Proxy]) -> AuditReport {
-        self.caught_up(proxies).await;
-        let report = self.audit().await;
-        assert!(report.is_clean(), "{report}");
-        report
+        expect_clean(&self.nats.url(), &self.simulator, proxies).await
     }
+}
+
+async fn caught_up(url: &str, simulator: &Simulator, proxies: &[&Proxy]) {
+    let client = testkit::nats::connect(url).await.unwrap();
+    let prefix = Prefix::default();
+    if let Err(error) = wait_caught_up(&client, &prefix, simulator, patience()).await {
+        let logs: Vec<_> = proxies.iter().map(|proxy| proxy.log()).collect();
+        panic!("{error}\n{logs:#?}");
+    }
+}
+
+async fn audit_at(url: &str, simulator: &Simulator) -> AuditReport {
+    let client = testkit::nats::connect(url).await.unwrap();
+    audit(&client, &Prefix::default(), &simulator.ledger())
+        .await
+        .unwrap()
+}
+
+/// Waits for the stream of any server or cluster, and expects it to be exactly what Discord sent.
+pub(crate) async fn expect_clean(
+    url: &str,
+    simulator: &Simulator,
+    proxies: &[&Proxy],
+) -> AuditReport {
+    caught_up(url, simulator, proxies).await;
+    let report = audit_at(url, simulator).await;
+    assert!(report.is_clean(), "{report}");
+    report
 }
 
 /// Waits for a condition.

@@ -1,0 +1,115 @@
+//! A cluster of three with three replicas: leaders step down and die.
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Info;
+use nats_server::{Cluster, Server};
+use testkit::simulator::{Load, Simulator};
+
+use super::{POLL, STREAM, expect_no_harm, four_shards, ready};
+use crate::harness::{Proxy, Run, patience};
+use crate::rig::expect_clean;
+
+struct Three {
+    cluster: Cluster,
+    simulator: Simulator,
+}
+
+impl Three {
+    async fn start(load: Load) -> Self {
+        let cluster = testkit::nats::start_cluster(3).await.unwrap();
+        let simulator = Simulator::start(four_shards(load)).await.unwrap();
+        Self { cluster, simulator }
+    }
+
+    async fn proxy(&self) -> Proxy {
+        let run = Run::proxy(&self.cluster.url(), self.simulator.api_url())
+            .with("--replicas", "3")
+            .with("--startup-timeout", "60s");
+        ready(&run).await
+    }
+
+    /// Asks any member until the stream is as wanted.
+    async fn stream(&self, what: &str, wanted: impl Fn(&Info) -> bool) -> Info {
+        let client = testkit::nats::connect(&self.cluster.url()).await.unwrap();
+        let jetstream = jetstream::new(client);
+        let mut last = String::new();
+        let ask = async {
+            loop {
+                let info = jetstream.get_stream(STREAM).await;
+                match info.map(|stream| stream.cached_info().clone()) {
+                    Ok(info) if wanted(&info) => return info,
+                    Ok(info) => last = format!("{info:?}"),
+                    Err(error) => last = error.to_string(),
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let asked = tokio::time::timeout(patience(), ask).await;
+        asked.unwrap_or_else(|_| panic!("{what}: {last}"))
+    }
+
+    async fn leader(&self) -> String {
+        let leader = |info: &Info| info.cluster.as_ref().and_then(|it| it.leader.clone());
+        let info = self.stream("a leader", |info| leader(info).is_some()).await;
+        leader(&info).unwrap()
+    }
+
+    /// Waits until so many messages more are stored.
+    async fn stored_more(&self, messages: u64) {
+        let now = self.stream("an answer", |_| true).await.state.last_sequence;
+        let stored = |info: &Info| info.state.last_sequence >= now + messages;
+        self.stream("more messages", stored).await;
+    }
+
+    fn member(&mut self, name: &str) -> &mut Server {
+        let mut servers = self.cluster.servers_mut().iter_mut();
+        servers.find(|server| server.name() == name).unwrap()
+    }
+
+    async fn step_down(&self) {
+        let client = testkit::nats::connect(&self.cluster.url()).await.unwrap();
+        let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}");
+        let answer = client.request(subject, "".into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert_eq!(answer["success"], true, "{answer}");
+    }
+
+    async fn finish(self, proxy: Proxy) {
+        self.simulator.set_load(Load::quiet());
+        let url = self.cluster.url();
+        let report = expect_clean(&url, &self.simulator, &[&proxy]).await;
+        assert!(report.is_complete(), "{report}");
+        assert_eq!(report.identifies, 4, "{report}");
+        expect_no_harm(&proxy).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_of_the_stream_that_step_down_under_flow_lose_nothing() {
+    let three = Three::start(Load::rate(1_500.0)).await;
+    let proxy = three.proxy().await;
+    for _ in 0..6 {
+        three.leader().await;
+        three.step_down().await;
+        three.stored_more(300).await;
+    }
+    three.finish(proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_of_the_stream_takes_nothing_with_it() {
+    let mut three = Three::start(Load::rate(1_000.0)).await;
+    let proxy = three.proxy().await;
+    for _ in 0..2 {
+        let leader = three.leader().await;
+        tokio::task::block_in_place(|| three.member(&leader).kill9().unwrap());
+        three.stored_more(500).await;
+        tokio::task::block_in_place(|| three.member(&leader).start_again().unwrap());
+        let all_current = |info: &Info| {
+            let replicas = info.cluster.as_ref().map(|cluster| &cluster.replicas);
+            replicas.is_some_and(|all| all.len() == 2 && all.iter().all(|one| one.current))
+        };
+        three.stream("all replicas", all_current).await;
+    }
+    three.finish(proxy).await;
+}
