@@ -577,3 +577,28 @@ fn a_lone_duplicate_acknowledged_at_a_flow_of_one_is_not_stored_yet() {
     assert_eq!(publisher.flow(1, 2), [0; 0]);
     assert_eq!(publisher.done(1), (vec![1], Outcome::Continue));
 }
+
+#[test]
+fn no_event_waits_for_the_next_one_to_be_acknowledged() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut publisher = Publisher::connected();
+        let mut batch = Written::new();
+        for _ in 0..300 {
+            publisher.push(rng.u64(0..40));
+            batch.extend(publisher.write());
+            let Some((last, operation)) = batch.last().copied() else {
+                continue;
+            };
+            // Everything is written: only a commit is answered at once.
+            let all_written = publisher.ingest.peek_unsent().is_none();
+            assert!(!all_written || operation == Commit, "seed {seed}");
+            if operation == Commit {
+                publisher.done(last);
+                batch.clear();
+            } else {
+                publisher.flow(rng.u64(0..=last), rng.u16(1..=FLOW));
+            }
+        }
+    }
+}
