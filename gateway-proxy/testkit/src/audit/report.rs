@@ -108,8 +108,8 @@ pub struct AuditReport {
     pub undelivered: u64,
     /// Sessions whose connection ended before READY was stored: nobody can know them, no
     /// `PROXY_GAP` is owed for them. The one of the session before stands ahead of the next READY.
-    pub unknown_sessions: u64,
-    /// Dispatches of those sessions.
+    pub unknown_sessions: Tally,
+    /// Dispatches of those sessions that were written to their sockets.
     pub unknown_events: u64,
     /// Injected frames that were stored though they are no events.
     pub injected_stored: u64,
@@ -130,7 +130,7 @@ impl AuditReport {
     /// subject, or a `PROXY_GAP` says that it is not.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.is_honest() && self.unknown_sessions == 0
+        self.is_honest() && self.unknown_sessions.count == 0
     }
 
     /// As [`Self::is_clean`], but for sessions that ended before their READY was stored: kills and
@@ -167,10 +167,10 @@ impl AuditReport {
 
 impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.is_clean() {
-            "clean"
-        } else {
-            "NOT CLEAN"
+        let verdict = match (self.is_clean(), self.is_honest()) {
+            (true, _) => "clean",
+            (false, true) => "clean, but for sessions nobody could know",
+            (false, false) => "NOT CLEAN",
         };
         writeln!(
             f,
@@ -185,12 +185,15 @@ impl fmt::Display for AuditReport {
         }
         writeln!(f, "  {:<14} {:>9}", "declared lost", self.declared_lost)?;
         writeln!(f, "  {:<14} {:>9}", "undelivered", self.undelivered)?;
-        if self.unknown_sessions > 0 {
+        if self.unknown_sessions.count > 0 {
             writeln!(
                 f,
                 "  {:<14} {:>9}  of {} sessions that ended before READY was stored",
-                "unknown", self.unknown_events, self.unknown_sessions
+                "unknown", self.unknown_events, self.unknown_sessions.count
             )?;
+            for example in &self.unknown_sessions.examples {
+                writeln!(f, "    {example}")?;
+            }
         }
         writeln!(f, "  {:<14} {:>9}", "synthetic", self.synthetic)?;
         writeln!(f, "  {:<14} {:>9}", "identifies", self.identifies)?;
@@ -227,9 +230,15 @@ pub(super) fn compare(prefix: &Prefix, ledger: &LedgerSnapshot, stored: &Stored)
     let nothing = SessionEvents::default();
     for session in &ledger.sessions {
         let events = stored.sessions.get(&session.id).unwrap_or(&nothing);
-        if nobody_knows(ledger, session, events) {
-            report.unknown_sessions += 1;
-            report.unknown_events += session.entries.len() as u64;
+        if let Some(lived) = unknown(ledger, session, events) {
+            report.unknown_sessions.add(|| {
+                let (shard, id) = (session.shard, &session.id);
+                format!("session {id} of shard {shard}, {lived:.1?} behind its READY")
+            });
+            // The rest was kept for a RESUME that nobody could ask for.
+            let written = session.entries.iter().filter(|e| e.is_written()).count() as u64;
+            report.unknown_events += written;
+            report.undelivered += session.entries.len() as u64 - written;
             continue;
         }
         compare_session(prefix, ledger, session, events, &mut report);
@@ -247,26 +256,27 @@ pub(super) fn compare(prefix: &Prefix, ledger: &LedgerSnapshot, stored: &Stored)
     report
 }
 
-/// Whether nothing of a session is stored because it ended when it had hardly begun.
-fn nobody_knows(ledger: &LedgerSnapshot, session: &SessionRecord, stored: &SessionEvents) -> bool {
-    let Some(ready) = session.entries.first() else {
-        return false;
-    };
+/// Whether nothing of a session is stored because it ended when it had hardly begun: how long after
+/// its READY.
+fn unknown(
+    ledger: &LedgerSnapshot,
+    session: &SessionRecord,
+    stored: &SessionEvents,
+) -> Option<Duration> {
+    let ready = session.entries.first()?;
     if session.state != SessionState::Ended || !stored.events.is_empty() || !ready.is_written() {
-        return false;
+        return None;
     }
     let mut steps = ledger
         .lifecycle
         .iter()
         .filter(|record| record.session == session.id && record.step != Step::Identified);
     // Its one connection ended: whoever resumes a session knows it.
-    let Some(end) = steps.next() else {
-        return false;
-    };
+    let end = steps.next()?;
     let lived = Duration::from_micros(end.at_us.saturating_sub(ready.written_us));
-    lived < READY_STORED_WITHIN
-        && !matches!(end.step, Step::Resumed { .. } | Step::TakenOver)
-        && !steps.any(|record| matches!(record.step, Step::Resumed { .. } | Step::TakenOver))
+    let known = |step: &Step| matches!(step, Step::Resumed { .. } | Step::TakenOver);
+    let is_known = known(&end.step) || steps.any(|record| known(&record.step));
+    (lived < READY_STORED_WITHIN && !is_known).then_some(lived)
 }
 
 fn compare_session(
@@ -481,7 +491,7 @@ mod tests {
         let none = SessionEvents::default();
         let unknown = |lived_us, steps: &[Step]| {
             let (ledger, session) = ended_session(lived_us, steps);
-            nobody_knows(&ledger, &session, &none)
+            unknown(&ledger, &session, &none).is_some()
         };
         let ended = [Step::Identified, lost.clone(), Step::Expired];
         assert!(unknown(63_000, &ended));
@@ -498,7 +508,10 @@ mod tests {
             &[Step::Identified, Step::Disconnected { code: None }],
         );
         let report = compare(&Prefix::default(), &ledger, &Stored::default());
-        assert_eq!((report.unknown_sessions, report.unknown_events), (1, 3));
+        assert_eq!(
+            (report.unknown_sessions.count, report.unknown_events),
+            (1, 3)
+        );
         assert!(report.is_honest() && !report.is_clean(), "{report}");
     }
 
