@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
 use gateway_proxy_core::identify::{Budget, Hold, Limiter, Priority};
@@ -19,6 +19,8 @@ use crate::status::{Hold as ReadinessHold, ProcessStatus, unix_ms};
 
 /// How long reading or writing the last grants may take.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a grant may be used: the next of its bucket comes later than this.
+const GRANT_VALID: Duration = Duration::from_millis(gateway_proxy_core::identify::WINDOW_MS);
 /// How often Discord is asked for the budget while shards wait: other processes spend it too.
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
 
@@ -36,7 +38,18 @@ pub(crate) struct IdentifyQueue {
 struct Inner {
     limiter: Limiter,
     // At most one per shard of this process.
-    waiters: HashMap<u32, oneshot::Sender<()>>,
+    waiters: HashMap<u32, oneshot::Sender<Grant>>,
+}
+
+/// The right to send one IDENTIFY, for as long as the bucket's next grant cannot come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant(Instant);
+
+impl Grant {
+    /// False when the process was held up so long that another shard may have been granted since.
+    pub(crate) fn is_valid(self, now: Instant) -> bool {
+        now.saturating_duration_since(self.0) < GRANT_VALID
+    }
 }
 
 /// Leaves the queue when dropped, unless the grant came.
@@ -44,7 +57,7 @@ struct Place<'a> {
     queue: &'a IdentifyQueue,
     shard: ShardId,
     granted: bool,
-    receiver: oneshot::Receiver<()>,
+    receiver: oneshot::Receiver<Grant>,
 }
 
 impl Drop for Place<'_> {
@@ -98,7 +111,7 @@ impl IdentifyQueue {
     }
 
     /// Waits for this shard's turn. Dropping the future leaves the queue.
-    pub(crate) async fn grant(&self, shard: ShardId, priority: Priority) {
+    pub(crate) async fn grant(&self, shard: ShardId, priority: Priority) -> Grant {
         let (sender, receiver) = oneshot::channel();
         {
             let mut inner = self.lock();
@@ -113,14 +126,23 @@ impl IdentifyQueue {
             receiver,
         };
         // The sender is dropped only with the queue itself.
-        if (&mut place.receiver).await.is_ok() {
-            place.granted = true;
+        match (&mut place.receiver).await {
+            Ok(grant) => {
+                place.granted = true;
+                grant
+            }
+            Err(_) => std::future::pending().await,
         }
     }
 
     /// Whether a session that could go on may be given up for a new one.
     pub(crate) fn has_budget(&self) -> bool {
         self.lock().limiter.has_budget(unix_ms())
+    }
+
+    /// An IDENTIFY went out just now.
+    pub(crate) fn sent(&self, shard: ShardId) {
+        self.lock().limiter.sent(shard, unix_ms());
     }
 
     /// A grant was not used.
@@ -221,7 +243,7 @@ impl IdentifyQueue {
         while let Some(shard) = inner.limiter.poll(now) {
             granted = true;
             let waiter = inner.waiters.remove(&shard.id());
-            if waiter.is_none_or(|waiter| waiter.send(()).is_err()) {
+            if waiter.is_none_or(|waiter| waiter.send(Grant(Instant::now())).is_err()) {
                 inner.limiter.give_back();
             }
         }
@@ -278,5 +300,18 @@ impl IdentifyQueue {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_found_after_a_standstill_is_not_used() {
+        let now = Instant::now();
+        let grant = Grant(now);
+        assert!(grant.is_valid(now + Duration::from_millis(4_999)));
+        assert!(!grant.is_valid(now + Duration::from_secs(5)));
     }
 }

@@ -30,7 +30,7 @@ use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
-use crate::identify::IdentifyQueue;
+use crate::identify::{Grant, IdentifyQueue};
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher, Turn};
@@ -117,7 +117,7 @@ enum Dialed {
 enum Wake {
     Dialed(Dialed),
     Received(Received),
-    Granted,
+    Granted(Grant),
     Deadline,
     /// The publish buffer has room again, and it is our turn.
     Room(Turn),
@@ -135,7 +135,7 @@ pub(crate) struct ShardTask {
     session: Session,
     intake: Intake,
     silence: Option<Silence>,
-    grant: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    grant: Option<Pin<Box<dyn Future<Output = Grant> + Send>>>,
     stage: Stage,
     full_since: Option<Instant>,
     // Our place in the queue for room, kept over other wake-ups.
@@ -234,7 +234,7 @@ impl ShardTask {
             () = shutdown.reached(next_stage) => Wake::Stage,
             proxy = lost.lost() => Wake::TakenOver(proxy),
             // 3: the right to identify: its window passes.
-            () = grant => Wake::Granted,
+            grant = grant => Wake::Granted(grant),
             // 4: frames and the dial.
             wake = connection => wake,
             // 5: back-pressure.
@@ -285,9 +285,12 @@ impl ShardTask {
                 self.taken_over(&proxy);
             }
             Wake::Received(received) => self.take_in(received, link, now),
-            Wake::Granted => {
+            Wake::Granted(grant) => {
                 self.grant = None;
-                if !self.session.handle_identify_granted(now) {
+                if !grant.is_valid(now) {
+                    self.shared.identifies.give_back();
+                    self.request_grant();
+                } else if !self.session.handle_identify_granted(now) {
                     self.shared.identifies.give_back();
                 }
             }
@@ -519,7 +522,10 @@ impl ShardTask {
         self.had_session = true;
         let token = self.shared.token.expose_secret();
         match outgoing::identify(token, self.shard(), &self.shared.identify) {
-            Ok(payload) => self.send(payload, link).await,
+            Ok(payload) => {
+                self.send(payload, link).await;
+                self.shared.identifies.sent(self.shard());
+            }
             // Checked at start; a presence cannot grow meanwhile.
             Err(error) => warn!(shard = %self.shard(), %error, "IDENTIFY was not sent"),
         }

@@ -142,6 +142,13 @@ impl Limiter {
         }
     }
 
+    /// The IDENTIFY went out, perhaps some time after its grant: the window runs from here.
+    pub fn sent(&mut self, shard: ShardId, now_ms: u64) {
+        let last = self.last.entry(shard.bucket(self.budget.max_concurrency));
+        let last = last.or_default();
+        *last = now_ms.max(*last);
+    }
+
     /// A grant was not used: the day's budget gets it back. The bucket keeps its pause, since
     /// somebody else may have sent in it meanwhile.
     pub fn give_back(&mut self) {
@@ -263,6 +270,19 @@ mod tests {
             .collect();
         assert_eq!(second, [4, 5, 6, 7]);
         assert_eq!(limiter.hold(later), Hold::Idle);
+    }
+
+    #[test]
+    fn an_identify_sent_late_holds_the_next_one_back() {
+        let mut limiter = Limiter::new(budget(1_000, 1), 0);
+        limiter.request(shard(0), Priority::New);
+        limiter.request(shard(1), Priority::New);
+        assert_eq!(limiter.poll(NOW), Some(shard(0)));
+        limiter.sent(shard(0), NOW + 3_000);
+        assert_eq!(limiter.poll(NOW + WINDOW_MS + MARGIN_MS), None);
+        let free = NOW + 3_000 + WINDOW_MS + MARGIN_MS;
+        assert_eq!(limiter.hold(NOW), Hold::Bucket(free));
+        assert_eq!(limiter.poll(free), Some(shard(1)));
     }
 
     #[test]
