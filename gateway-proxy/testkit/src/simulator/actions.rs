@@ -1,6 +1,7 @@
 //! Carries out actions, at once or by a script.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -88,8 +89,14 @@ fn ambush(shared: &Shared, target: Target, moment: Moment, fault: Fault) -> usiz
         };
         return usize::from(shared.lay_ambush(ambush));
     }
-    let within =
-        |orders: &&mpsc::Sender<Order>| orders.try_send(Order::Within(fault.clone())).is_ok();
+    let within = |orders: &&mpsc::Sender<Order>| {
+        shared.counters.armed.fetch_add(1, Ordering::Relaxed);
+        let sent = orders.try_send(Order::Within(fault.clone())).is_ok();
+        if !sent {
+            shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
+    };
     shared.targets(&target).iter().filter(within).count()
 }
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::simulator::{
-    Action, Config, ConnectFault, Entry, Fault, Load, Rule, ScriptStep, SessionState, Simulator,
-    Step, Target,
+    Action, Config, ConnectFault, Entry, Fault, Load, Moment, Rule, ScriptStep, SessionState,
+    Simulator, Step, Target, Until,
 };
 
 use crate::client::{Client, Event, Ready, eventually, heartbeat, identify, resume};
@@ -517,4 +517,120 @@ async fn targets_choose_connections() {
             "{target:?}"
         );
     }
+}
+
+fn happen(sim: &Simulator) {
+    let action = Action::Dispatch {
+        t: "MESSAGE_CREATE".to_owned(),
+        d: json!({"content": "x"}),
+    };
+    assert_eq!(sim.apply(action), 1);
+}
+
+/// Sessions may follow each other at once.
+fn without_window() -> Config {
+    Config {
+        identify_window: Duration::ZERO,
+        ..Config::default()
+    }
+}
+
+#[tokio::test]
+async fn withheld_until_a_resume_dispatches_are_replayed() {
+    let (sim, mut client, ready) = loaded(Config::default()).await;
+    hit(
+        &sim,
+        Fault::Withhold {
+            until: Until::Resume,
+        },
+    );
+    happen(&sim);
+    client.send(&heartbeat(Some(4))).await;
+    client.expect_op(11).await;
+    let mut client = Client::open(&ready.resume_url, None).await;
+    client.expect_op(10).await;
+    client.send(&resume(&sim, &ready.session, 4)).await;
+    let replayed = client.expect_event("MESSAGE_CREATE").await;
+    assert_eq!(replayed["s"], 5);
+    client.expect_event("RESUMED").await;
+}
+
+#[tokio::test]
+async fn withheld_until_a_new_session_dispatches_have_no_place_in_the_old_one() {
+    let (sim, _, ready) = loaded(Config::default()).await;
+    hit(
+        &sim,
+        Fault::Withhold {
+            until: Until::NewSession,
+        },
+    );
+    eventually("events are withheld", || {
+        happen(&sim);
+        sim.progress()[0].withheld > 0
+    })
+    .await;
+    let mut client = Client::open(&ready.resume_url, None).await;
+    client.expect_op(10).await;
+    client.send(&resume(&sim, &ready.session, 4)).await;
+    let resumed = client.expect_event("RESUMED").await;
+    let last = sim.progress()[0].events;
+    assert_eq!(resumed["s"], last);
+    happen(&sim);
+    client.send(&heartbeat(Some(4))).await;
+    client.expect_op(11).await;
+    hit(&sim, Fault::Heal);
+    eventually("events come again", || {
+        happen(&sim);
+        sim.progress()[0].events > last
+    })
+    .await;
+    client.expect_event("MESSAGE_CREATE").await;
+}
+
+#[tokio::test]
+async fn a_shard_can_be_silenced_for_ever() {
+    let (sim, _, _) = loaded(without_window()).await;
+    hit(
+        &sim,
+        Fault::Withhold {
+            until: Until::Never,
+        },
+    );
+    eventually("events are withheld", || {
+        happen(&sim);
+        sim.progress()[0].withheld > 0
+    })
+    .await;
+    let (mut client, _) = Client::identified(&sim, [0, 1]).await;
+    client.dispatches_to(4).await;
+    happen(&sim);
+    assert_eq!(
+        (sim.progress()[1].events, sim.progress()[1].withheld),
+        (4, 1)
+    );
+}
+
+#[tokio::test]
+async fn an_ambush_strikes_after_so_many_dispatches_of_a_resume() {
+    let (sim, mut client, ready) = loaded(without_window()).await;
+    let ambush = |moment| Action::Ambush {
+        target: Target::Shard(0),
+        moment,
+        fault: Fault::Close { code: 4000 },
+    };
+    sim.apply(ambush(Moment::Resume(2)));
+    sim.apply(ambush(Moment::Identify(0)));
+    assert_eq!(sim.ambushes(), 2);
+    hit(&sim, Fault::DropTcp);
+    assert_eq!(client.next().await, Event::Closed(None));
+    let mut client = Client::open(&ready.resume_url, None).await;
+    client.expect_op(10).await;
+    client.send(&resume(&sim, &ready.session, 1)).await;
+    client.dispatches_to(3).await;
+    assert_eq!(client.expect_close().await, Some(4000));
+    let mut client = Client::open(sim.gateway_url(), None).await;
+    client.expect_op(10).await;
+    client.send(&identify(&sim, [0, 1])).await;
+    assert_eq!(client.expect_close().await, Some(4000));
+    assert_eq!(sim.ambushes(), 0);
 }

@@ -25,7 +25,10 @@ impl Connection {
     pub(super) fn obey(&mut self, order: Order) {
         match order {
             Order::Fault(fault) => self.suffer(&fault),
-            Order::Within(fault) => self.within = Some(fault),
+            Order::Within(fault) => {
+                self.forget_within();
+                self.within = Some(fault);
+            }
             Order::TakenOver => {
                 self.session = None;
                 if self.lasting.stop_write {
@@ -83,7 +86,7 @@ impl Connection {
             Fault::Heal => {
                 self.lasting = Lasting::default();
                 self.grace = None;
-                self.within = None;
+                self.forget_within();
                 if let Some(session) = &self.session {
                     self.shared.hub().muted.remove(&session.shard.id());
                     session.set_muted(false);
@@ -118,6 +121,12 @@ impl Connection {
         self.ambush = Some((left, ambush));
     }
 
+    fn forget_within(&mut self) {
+        if self.within.take().is_some() {
+            self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn strike(&mut self, ambush: &Ambush) {
         self.suffer(&ambush.fault);
         self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
@@ -125,6 +134,7 @@ impl Connection {
 
     /// The connection ended before the moment came: the next one's turn.
     pub(super) fn lift_ambush(&mut self) {
+        self.forget_within();
         if let Some((_, ambush)) = self.ambush.take() {
             // Laid again first, so that it is never out of sight.
             self.shared.lay_ambush(ambush);
@@ -150,7 +160,10 @@ impl Connection {
         self.out
             .extend_from_slice(&message[..first.unwrap_or(message.len())]);
         match first {
-            Some(_) => self.suffer(&fault),
+            Some(_) => {
+                self.suffer(&fault);
+                self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
+            }
             None => self.within = Some(fault),
         }
     }
