@@ -33,6 +33,10 @@ impl Collector for Counts {
     }
 }
 
+const fn switch(on: bool) -> f64 {
+    if on { 1.0 } else { 0.0 }
+}
+
 struct Output<'a>(DescriptorEncoder<'a>);
 
 impl Output<'_> {
@@ -174,6 +178,43 @@ impl Output<'_> {
         metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
+    fn shards(&mut self, shards: &[Arc<ShardStatus>]) -> Result<(), Error> {
+        self.per_shard(
+            "shard_ready",
+            "1 while the shard delivers",
+            None,
+            shards,
+            |shard| Some(switch(shard.state().is_ready())),
+        )?;
+        let help = "Last heartbeat round trip";
+        self.per_shard(
+            "gateway_latency",
+            help,
+            Some(&Unit::Seconds),
+            shards,
+            |shard| shard.latency().map(|latency| latency.as_secs_f64()),
+        )?;
+        self.per_shard(
+            "shard_guilds",
+            "Guilds on the shard",
+            None,
+            shards,
+            |shard| shard.guilds().map(f64::from),
+        )?;
+        let help = "Events received and not yet acknowledged, by sequence";
+        self.per_shard("shard_lag_events", help, None, shards, |shard| {
+            let behind = shard
+                .last_seq()?
+                .saturating_sub(shard.acked_seq().unwrap_or(0));
+            Some(behind as f64)
+        })?;
+        let help = "Silence after which the shard is suspected; none while its usual rate is too low or unknown";
+        let seconds = Some(&Unit::Seconds);
+        self.per_shard("shard_patience", help, seconds, shards, |shard| {
+            shard.patience().map(|patience| patience.as_secs_f64())
+        })
+    }
+
     /// One gauge per shard; shards without a value have no series.
     fn per_shard(
         &mut self,
@@ -201,36 +242,7 @@ impl Collector for Live {
         let mut out = Output(encoder);
         let process = &self.0;
         let shards = process.shards();
-        let switch = |on: bool| if on { 1.0 } else { 0.0 };
-        out.per_shard(
-            "shard_ready",
-            "1 while the shard delivers",
-            None,
-            &shards,
-            |shard| Some(switch(shard.state().is_ready())),
-        )?;
-        let help = "Last heartbeat round trip";
-        out.per_shard(
-            "gateway_latency",
-            help,
-            Some(&Unit::Seconds),
-            &shards,
-            |shard| shard.latency().map(|latency| latency.as_secs_f64()),
-        )?;
-        out.per_shard(
-            "shard_guilds",
-            "Guilds on the shard",
-            None,
-            &shards,
-            |shard| shard.guilds().map(f64::from),
-        )?;
-        let help = "Events received and not yet acknowledged, by sequence";
-        out.per_shard("shard_lag_events", help, None, &shards, |shard| {
-            let behind = shard
-                .last_seq()?
-                .saturating_sub(shard.acked_seq().unwrap_or(0));
-            Some(behind as f64)
-        })?;
+        out.shards(&shards)?;
         out.gauge(
             "shards",
             "Shards this process holds",

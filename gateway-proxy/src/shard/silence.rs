@@ -39,6 +39,7 @@ impl ShardTask {
         let status = &self.parts.status;
         status.set_pulse(silence.pulse());
         status.set_silent(silence.is_silent());
+        status.set_patience(silence.patience());
         if found.suspected {
             self.shared.metrics.silences.add(SilenceStep::Suspected);
             warn!(

@@ -35,6 +35,8 @@ pub struct ShardStatus {
     identifies: AtomicU64,
     gaps: AtomicU64,
     pulse: AtomicU8,
+    /// 0: no silence is suspected.
+    patience_ms: AtomicU64,
     /// It has fallen silent though heartbeats are acknowledged.
     silent: AtomicBool,
     texts: Mutex<Texts>,
@@ -74,6 +76,7 @@ impl ShardStatus {
             resumes: AtomicU64::new(0),
             identifies: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
+            patience_ms: AtomicU64::new(0),
             pulse: AtomicU8::new(pulse_index(Pulse::Unknown)),
             silent: AtomicBool::new(false),
             texts: Mutex::default(),
@@ -253,6 +256,19 @@ impl ShardStatus {
     /// Whether it delivers at this moment.
     pub(crate) fn pulse(&self) -> Pulse {
         PULSES[usize::from(self.pulse.load(Ordering::Relaxed)) % PULSES.len()]
+    }
+
+    /// How long a silence must last to be suspected; `None`: none is.
+    pub fn set_patience(&self, patience: Option<Duration>) {
+        let ms = patience.map_or(0, |patience| patience.as_millis());
+        self.patience_ms
+            .store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long a silence must last to be suspected.
+    #[must_use]
+    pub fn patience(&self) -> Option<Duration> {
+        some(&self.patience_ms).map(Duration::from_millis)
     }
 
     /// Whether it has fallen silent though heartbeats are acknowledged.

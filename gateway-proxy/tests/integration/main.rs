@@ -12,3 +12,5 @@ mod harness;
 mod nats_access;
 mod nats_faults;
 mod rig;
+mod silence;
+mod upstream;
