@@ -157,8 +157,11 @@ impl IdentifyQueue {
         self.take_up_earlier_grants().await;
         loop {
             let (granted, hold) = self.grant_what_is_possible();
-            if granted {
+            if !granted.is_empty() {
+                // Known to whoever grants next before it is used: this process may end any time.
+                let from = Instant::now();
                 self.store_grants().await;
+                self.hand_out(granted, Grant(from));
             }
             self.report(hold, &mut holding);
             let waiting = !matches!(hold, Hold::Idle);
@@ -235,16 +238,15 @@ impl IdentifyQueue {
         self.lock().limiter.budget()
     }
 
-    /// True: something was granted.
-    fn grant_what_is_possible(&self) -> (bool, Hold) {
+    /// Who may identify, and what the others wait for.
+    fn grant_what_is_possible(&self) -> (Vec<oneshot::Sender<Grant>>, Hold) {
         let now = unix_ms();
-        let mut granted = false;
+        let mut granted = Vec::new();
         let mut inner = self.lock();
         while let Some(shard) = inner.limiter.poll(now) {
-            granted = true;
-            let waiter = inner.waiters.remove(&shard.id());
-            if waiter.is_none_or(|waiter| waiter.send(Grant(Instant::now())).is_err()) {
-                inner.limiter.give_back();
+            match inner.waiters.remove(&shard.id()) {
+                Some(waiter) => granted.push(waiter),
+                None => inner.limiter.give_back(),
             }
         }
         let budget = inner.limiter.budget();
@@ -267,6 +269,14 @@ impl IdentifyQueue {
         };
         self.status.set_startup_end(end);
         (granted, hold)
+    }
+
+    fn hand_out(&self, waiters: Vec<oneshot::Sender<Grant>>, grant: Grant) {
+        for waiter in waiters {
+            if waiter.send(grant).is_err() {
+                self.lock().limiter.give_back();
+            }
+        }
     }
 
     fn report(&self, hold: Hold, holding: &mut Option<ReadinessHold>) {

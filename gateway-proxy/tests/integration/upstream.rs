@@ -9,7 +9,7 @@ use testkit::simulator::{
     Action, Compression, Config, Fault, GuildBytes, Load, Moment, Rule, SessionState, Target,
 };
 
-use crate::harness::{Proxy, eventually};
+use crate::harness::{Proxy, eventually, patience};
 use crate::rig::{Rig, until};
 
 /// Guilds per shard, on average: what a start brings, and how much a burst adds.
@@ -351,4 +351,30 @@ async fn random_faults_at_random_moments() {
     assert!(report.is_clean(), "seed {seed}: {report}");
     assert_eq!(report.identifies, shards as usize, "seed {seed}: {report}");
     assert_eq!(report.gaps.len(), 0, "seed {seed}: {report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_right_behind_identify_is_not_followed_by_another_too_early() {
+    let rig = Rig::start(Config {
+        shards: 8,
+        max_concurrency: 8,
+        replay_ttl: Duration::from_secs(5),
+        ..Config::default()
+    })
+    .await;
+    let identifies = || rig.simulator.stats().identifies;
+    for _ in 0..2 {
+        let before = identifies();
+        let proxy = rig.proxy().args(&["--fresh"]).spawn();
+        let began = std::time::Instant::now();
+        while identifies() == before {
+            assert!(began.elapsed() < patience(), "{:#?}", proxy.log());
+            tokio::task::yield_now().await;
+        }
+        proxy.signal(Signal::SIGKILL);
+        proxy.exit_code().await;
+    }
+    let proxy = rig.proxy().spawn();
+    eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
+    expect_polite(&rig.audit().await);
 }
