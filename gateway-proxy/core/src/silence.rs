@@ -271,7 +271,11 @@ impl Silence {
     fn delivered(&mut self) -> Finding {
         match self.stage {
             Stage::Watching => {
-                self.baseline.learn(self.empty);
+                // Discord's outages say nothing about the shard.
+                let [_, outage] = self.told;
+                if !outage {
+                    self.baseline.learn(self.empty);
+                }
                 self.quiet_again();
                 Finding::default()
             }

@@ -238,6 +238,23 @@ fn nothing_is_done_while_most_shards_are_silent() {
 }
 
 #[test]
+fn an_outage_of_discord_leaves_the_watch_as_it_was() {
+    let mut world = World::new();
+    world.run(DAY, 3);
+    let before = world.silence.patience();
+    world.others = Others {
+        awake: 0,
+        asleep: 15,
+        may_identify: true,
+    };
+    world.run(6 * 60, 0);
+    world.run(1, 3);
+    assert_eq!(world.silence.patience(), before);
+    world.others = AMONG_OTHERS;
+    assert_eq!(world.silent_until(Advice::Resume), 12);
+}
+
+#[test]
 fn a_shard_without_witnesses_waits_longer_for_a_new_session() {
     let mut world = World::new();
     world.others = ALONE;
