@@ -6,7 +6,7 @@
 pub const RESUMABLE: u16 = 4000;
 
 /// Session timed out. While events flow it says that heartbeats were missed, and RESUME may work; as
-/// an answer to RESUME it says that the session is gone.
+/// the answer to RESUME, instead of events, it says that the session is gone.
 pub const SESSION_TIMED_OUT: u16 = 4009;
 
 /// No code came: WebSocket libraries report so a connection that broke. Never on the wire.

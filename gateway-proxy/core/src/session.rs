@@ -60,6 +60,8 @@ pub struct Session {
     avoid_resume_url: bool,
     // Since events last flowed; see [`REFUSED_RESUMES_MAX`].
     refused_resumes: u32,
+    // The RESUME of this connection was answered with events: the session lives.
+    replaying: bool,
     // `None` while the connection's events do not flow yet.
     flowing_since: Option<Instant>,
     // The sequence after which live events last skipped numbers; they were asked for by a RESUME.
@@ -105,6 +107,7 @@ impl Session {
             at_resume_url: false,
             avoid_resume_url: false,
             refused_resumes: 0,
+            replaying: false,
             flowing_since: None,
             known_hole: None,
             skipped: 0,
@@ -210,6 +213,7 @@ impl Session {
             return;
         }
         self.phase = Phase::AwaitingHello;
+        self.replaying = false;
         self.deadline = Some(now + HELLO_TIMEOUT);
         if self.at_resume_url && self.current.is_none() {
             // The session ended meanwhile, and a new one begins at the gateway's own url.
@@ -259,7 +263,7 @@ impl Session {
             AfterClose::ResumeSlowly => self.end_connection(End::Ours, now),
             AfterClose::Resume => self.end_connection(End::Regular, now),
         }
-        if resuming && code == Some(close::SESSION_TIMED_OUT) {
+        if resuming && code == Some(close::SESSION_TIMED_OUT) && !self.replaying {
             self.end_session(EndReason::SessionExpired, now);
         } else if resuming && code.is_some_and(|code| code != close::ABNORMAL) {
             self.count_refused_resume(now);

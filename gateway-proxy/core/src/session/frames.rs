@@ -183,6 +183,7 @@ impl Session {
         let Some(current) = &mut self.current else {
             return Verdict::Unnameable;
         };
+        self.replaying |= self.phase == Phase::Resuming;
         let verdict = match seq {
             None => Verdict::Unnameable,
             Some(seq) if seq <= current.handed => Verdict::Replayed,

@@ -287,6 +287,19 @@ fn session_timed_out_in_answer_to_a_resume_means_what_it_says() {
 }
 
 #[test]
+fn session_timed_out_in_the_middle_of_a_replay_keeps_the_session() {
+    let mut shard = Shard::resuming(7);
+    assert_eq!(shard.dispatch(8), publish(8));
+    shard.closed(Some(4009));
+    assert_eq!(shard.resume(), ("old".to_owned(), 7));
+    // The next answer counts anew.
+    shard.closed(Some(4009));
+    shard.connect();
+    let verdict = shard.identify("new");
+    assert_eq!(gap(&verdict), Some(("old", 8, EndReason::SessionExpired)));
+}
+
+#[test]
 fn fatal_codes_stop_the_shard_in_every_phase() {
     let codes = [
         (4004, FatalClose::AuthenticationFailed),
