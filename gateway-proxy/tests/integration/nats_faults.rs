@@ -3,12 +3,13 @@
 //! exactly what Discord sent.
 
 mod cluster;
+mod slow;
 
 use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, Info};
-use nats_server::{Options, SyncInterval};
+use nats_server::Options;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::audit::audit;
@@ -56,84 +57,6 @@ const OVERLOADED: &str = "gateway_proxy_reconnects_total{reason=\"overloaded\"}"
 /// No shard was closed because nothing was stored.
 async fn expect_no_harm(proxy: &Proxy) {
     assert_eq!(metric(proxy, OVERLOADED).await, 0);
-}
-
-// --- a slow disk
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_slow_and_stops_now_and_then_slows_every_shard_and_closes_none() {
-    const EVENTS_PER_SHARD: u64 = 2_000;
-    let options = Options {
-        sync_interval: Some(SyncInterval::Always),
-        ..Options::default()
-    };
-    let config = Config {
-        guilds: 80,
-        shards: 8,
-        max_concurrency: 8,
-        load: Load::flood(Some(EVENTS_PER_SHARD)),
-        ..Config::default()
-    };
-    let mut rig = Rig::start_with(config, options).await;
-    let proxy = rig.proxy().with("--buffer-bytes", "8MiB").spawn();
-    let http = proxy.http().await;
-    // The last stop is longer than the publisher waits for an answer.
-    for stop in [500, 1_000, 7_000].map(Duration::from_millis) {
-        let before = acknowledged(&get(http, "/metrics").await.1);
-        let goes_on = |text: &str| acknowledged(text) > before + 500;
-        eventually(http, "/metrics", |_, text| goes_on(text)).await;
-        rig.nats.pause().unwrap();
-        tokio::time::sleep(stop).await;
-        rig.nats.resume().unwrap();
-    }
-    // In steps, because each may take long; and read only then, so that the server has to do one thing.
-    for step in 1..=8 {
-        let enough = |text: &str| acknowledged(text) >= step * EVENTS_PER_SHARD;
-        eventually(http, "/metrics", |_, text| enough(text)).await;
-    }
-    let waiting = "gateway_proxy_publish_window_messages";
-    eventually(http, "/metrics", |_, text| value(text, waiting) == 0).await;
-    let report = rig.expect_clean(&[&proxy]).await;
-    assert!(report.events >= 8 * EVENTS_PER_SHARD, "{report}");
-    assert!(report.is_complete(), "{report}");
-    assert_eq!(report.identifies, 8, "{report}");
-    let full = metric(&proxy, "gateway_proxy_publish_window_full_total").await;
-    assert!(full > 0, "the buffer was never full");
-    expect_no_harm(&proxy).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn shards_closed_because_nothing_is_stored_resume_when_nats_is_back() {
-    let config = Config {
-        replay_events: 1_000_000,
-        backlog_events: 1_000_000,
-        ..four_shards(Load::rate(4_000.0))
-    };
-    let mut rig = Rig::start_with(config, Options::default()).await;
-    let proxy = ready(&rig.proxy().with("--buffer-bytes", "8MiB")).await;
-    let http = proxy.http().await;
-    rig.nats.kill9().unwrap();
-    eventually(http, "/metrics", |_, text| value(text, OVERLOADED) >= 4).await;
-    // Nobody is dialled while nothing could be read.
-    assert_eq!(rig.simulator.stats().connections, 0);
-    let kept = metric(&proxy, "gateway_proxy_publish_window_bytes").await;
-    assert!(kept < 12 << 20, "{kept} bytes are kept");
-    rig.simulator.set_load(Load::rate(400.0));
-    tokio::task::block_in_place(|| rig.nats.start_again().unwrap());
-    eventually(http, "/ready", |status, _| status == 200).await;
-    rig.simulator.set_load(Load::quiet());
-    let report = rig.expect_clean(&[&proxy]).await;
-    assert!(report.is_complete(), "{report}");
-    assert_eq!(report.identifies, 4, "{report}");
-}
-
-/// Acknowledged events of all kinds.
-fn acknowledged(metrics: &str) -> u64 {
-    let of_kind = |line: &str| {
-        let line = line.strip_prefix("gateway_proxy_events_acknowledged_total")?;
-        line.rsplit(' ').next()?.parse::<u64>().ok()
-    };
-    metrics.lines().filter_map(of_kind).sum()
 }
 
 // --- no room
