@@ -18,6 +18,7 @@ async fn learnt() -> (Rig, Proxy) {
         shards: SHARDS,
         max_concurrency: SHARDS,
         heartbeat_interval: Duration::from_secs(1),
+        heartbeat_tolerance: 10.0,
         load: Load::rate(400.0),
         ..Config::default()
     })
