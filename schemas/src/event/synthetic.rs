@@ -155,7 +155,8 @@ pub enum GapReason {
     SessionExpired,
     /// One frame is larger than the NATS server's `max_payload`.
     OversizedFrame,
-    /// An operator, or other settings, asked for a new session.
+    /// An operator, or other settings, asked for a new session, or the old one had stopped delivering and a
+    /// RESUME did not mend it.
     Forced,
     /// A word that is newer than this reader. Never written.
     #[serde(other)]
