@@ -1,7 +1,6 @@
 //! Puts the proxy together: publishers, identify queue, shards, recorder; waits for the end; drains
 //! in reverse.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,85 +9,111 @@ use async_nats::header::NATS_EXPECTED_STREAM;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
-use gateway_proxy_core::checkpoint::{Start, Wanted};
 use gateway_proxy_core::identify::Budget;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
-use gateway_proxy_core::session::{Session, Settings};
-use schemas::{Intents, ShardId, ShardRecord, Subject};
+use schemas::{ShardId, Subject};
 use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Found};
 use crate::cli::Started;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
+use crate::fence::Fence;
 use crate::gateway_url::GatewayUrl;
+use crate::holder::{Holder, Means};
 use crate::identify::IdentifyQueue;
 use crate::ownership::Ownership;
-use crate::publisher::{self, Lane, Publisher, Reconcile};
+use crate::publisher::{self, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
-use crate::shard::{SessionCell, ShardParts, ShardTask, Shared};
+use crate::shard::Shared;
 use crate::shutdown::Phase;
-use crate::status::unix_ms;
 use crate::stream;
-use crate::transport::{API_VERSION, Dialer};
+use crate::transport::Dialer;
 
-/// Checkpoints looked up at the same time.
-const LOOKUPS: usize = 32;
+/// Shards started at the same time.
+const STARTS: usize = 32;
 /// How often the publishers' state is copied to status and metrics.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
-/// What the drain keeps of the grace period for records and closes.
-const RELEASE_SHARE: u32 = 4;
-/// What the markers of the shards' end get at least, when the grace period is used up.
-const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
-pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
+pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     let stop_publishing = CancellationToken::new();
     let background = CancellationToken::new();
-    let ownership = Ownership::new(started.fleet_bucket.clone());
+    let ownership = Ownership::new(started.fleet_bucket.clone(), Fence::endless());
     spawn_until(&background, ownership.clone().tick());
     let streams = open_streams(&started).await?;
     let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
     let shared = Arc::new(shared(&started, ownership, fatal)?);
     spawn_background(&started, &shared, &publishers, &background);
+    let holder = holder(&started, shared, publishers, streams, &background);
 
-    check_permission(&started).await?;
-    let taken = tokio::select! {
-        taken = take_shards(&started, &shared, &publishers, &streams) => taken?,
-        // Nothing is held yet.
-        () = started.shutdown.cancelled() => return Ok(()),
+    let starting = started.starting.take();
+    let work = async {
+        check_permission(&started).await?;
+        hold_all(&started, &holder).await?;
+        drop(starting);
+        std::future::pending().await
     };
-    let (mut recorder, shards) = taken;
-    let tasks = spawn_shards(&started, &shared, shards);
-    let Started {
-        starting,
-        shutdown,
-        process,
-        embedded,
-        ..
-    } = started;
-    drop(starting);
-
     let end = tokio::select! {
         fatal = fatals.recv() => fatal.map_or(Ok(()), Err),
-        () = recorder.run() => Ok(()),
-        () = shutdown.cancelled() => Ok(()),
+        end = work => end,
+        () = started.shutdown.cancelled() => Ok(()),
     };
-    if end.is_err() {
-        shutdown.advance(Phase::Draining);
-    }
-    process.set_draining();
-    drain(&shutdown, &publishers, &mut recorder, &tasks).await;
+    started.shutdown.advance(Phase::Draining);
+    started.process.set_draining();
+    holder.release_all(started.shutdown.grace_period()).await;
+    started.shutdown.advance(Phase::Releasing);
     background.cancel();
     stop_publishing.cancel();
-    shutdown.advance(Phase::Stopped);
-    drop(embedded);
+    started.shutdown.advance(Phase::Stopped);
+    drop(started.embedded);
     end
+}
+
+fn holder(
+    started: &Started,
+    shared: Arc<Shared>,
+    publishers: Vec<Arc<Publisher>>,
+    streams: Vec<Stream<()>>,
+    background: &CancellationToken,
+) -> Arc<Holder> {
+    let recorder = Recorder::new(
+        started.fleet_bucket.clone(),
+        shared.ownership.clone(),
+        common(&started.config),
+    );
+    let writing = Arc::clone(&recorder);
+    spawn_until(background, async move { writing.run().await });
+    Holder::new(Means {
+        config: Arc::clone(&started.config),
+        process: Arc::clone(&started.process),
+        nats: started.nats.clone(),
+        bucket: started.fleet_bucket.clone(),
+        streams,
+        publishers,
+        shared,
+        recorder,
+    })
+}
+
+/// Takes every shard this process was started for, whoever had it.
+async fn hold_all(started: &Started, holder: &Arc<Holder>) -> Result<(), Fatal> {
+    info!(
+        shards = started.shards.len(),
+        of = started.shard_count,
+        "shards start"
+    );
+    let fresh = started.config.fresh();
+    let starts = started.shards.iter();
+    let starts = starts.map(|shard| holder.start(*shard, fresh, |_| true));
+    let mut starts = futures_util::stream::iter(starts).buffered(STARTS);
+    while let Some(outcome) = starts.next().await {
+        outcome.map_err(|error| started.nats.unanswered("taking the shards", &error))?;
+    }
+    Ok(())
 }
 
 fn spawn_background(
@@ -103,98 +128,6 @@ fn spawn_background(
     spawn_until(stop, gateway.run(started.api.clone()));
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
-}
-
-/// Reads the checkpoints and names this process as the owner of its shards: before the first
-/// connection, so that an earlier process finds out when its own ends.
-async fn take_shards(
-    started: &Started,
-    shared: &Shared,
-    publishers: &[Arc<Publisher>],
-    streams: &[Stream<()>],
-) -> Result<(Recorder, Vec<Made>), Fatal> {
-    let found = find_checkpoints(started, streams).await?;
-    let shards = make_shards(started, publishers, found);
-    let recorded = shards
-        .iter()
-        .map(|shard| (shard.parts.clone(), shard.record.clone()))
-        .collect();
-    let mut recorder = Recorder::new(
-        started.fleet_bucket.clone(),
-        shared.ownership.clone(),
-        common(&started.config),
-        recorded,
-    );
-    let claimed = recorder.claim().await;
-    claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
-    Ok((recorder, shards))
-}
-
-fn spawn_shards(started: &Started, shared: &Arc<Shared>, shards: Vec<Made>) -> TaskTracker {
-    info!(
-        shards = shards.len(),
-        of = started.shard_count,
-        "shards start"
-    );
-    let tasks = TaskTracker::new();
-    for Made {
-        parts,
-        session,
-        alive_ms,
-        ..
-    } in shards
-    {
-        let task = ShardTask::new(Arc::clone(shared), parts, session, alive_ms);
-        // Tracked; awaited by the drain.
-        drop(tasks.spawn(task.run()));
-    }
-    tasks.close();
-    tasks
-}
-
-/// Stop reading → wait for acknowledgements → write records → close resumably.
-async fn drain(
-    shutdown: &crate::shutdown::Shutdown,
-    publishers: &[Arc<Publisher>],
-    recorder: &mut Recorder,
-    tasks: &TaskTracker,
-) {
-    let grace = shutdown.grace_period();
-    let until = Instant::now() + grace;
-    for publisher in publishers {
-        let patience = until
-            .saturating_duration_since(Instant::now())
-            .saturating_sub(grace / RELEASE_SHARE);
-        if !publisher.drained(patience).await {
-            warn!(
-                unacknowledged = publisher.kept_messages(),
-                "not everything was stored within the grace period; Discord replays it at the next resume"
-            );
-        }
-    }
-    shutdown.advance(Phase::Releasing);
-    let rest = until.saturating_duration_since(Instant::now());
-    if tokio::time::timeout(rest, recorder.write_all(true))
-        .await
-        .is_err()
-    {
-        warn!("not every shard's record was written within the grace period");
-    }
-    let rest = until
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(100));
-    if tokio::time::timeout(rest, tasks.wait()).await.is_err() {
-        warn!(shards = tasks.len(), "shards outlived the grace period");
-    }
-    // The markers that say the shards are let go.
-    for publisher in publishers {
-        let rest = until
-            .saturating_duration_since(Instant::now())
-            .max(LAST_WORDS);
-        if !publisher.drained(rest).await {
-            warn!("the last state changes were not stored");
-        }
-    }
 }
 
 fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
@@ -329,117 +262,10 @@ fn shared(
         filter: config.events().clone(),
         identifies,
         ownership,
-        held: started.shards.len().into(),
         metrics: started.metrics.clone(),
-        shutdown: started.shutdown.clone(),
         proxy: config.proxy_id().clone(),
         fatal,
     })
-}
-
-async fn find_checkpoints(
-    started: &Started,
-    streams: &[Stream<()>],
-) -> Result<HashMap<ShardId, Found>, Fatal> {
-    let config = &started.config;
-    let lookups = started.shards.iter().map(|shard| {
-        let wanted = Wanted {
-            shard: *shard,
-            intents: Intents::from_bits(config.intents().bits()),
-            api_version: API_VERSION,
-            now_ms: unix_ms(),
-            fresh: config.fresh(),
-        };
-        let stream = &streams[shard.id() as usize % streams.len()];
-        let refused = || started.nats.refused().is_some();
-        async move {
-            let found = checkpoint::find(
-                &wanted,
-                stream,
-                &started.fleet_bucket,
-                config.prefix(),
-                refused,
-            )
-            .await;
-            found.map(|found| (*shard, found))
-        }
-    });
-    let mut lookups = futures_util::stream::iter(lookups).buffer_unordered(LOOKUPS);
-    let mut found = HashMap::new();
-    while let Some(next) = lookups.next().await {
-        let (shard, checkpoint) =
-            next.map_err(|error| started.nats.unanswered("shard checkpoints", &error))?;
-        found.insert(shard, checkpoint);
-    }
-    Ok(found)
-}
-
-/// A shard before its first connection.
-struct Made {
-    parts: ShardParts,
-    session: Session,
-    record: Option<ShardRecord>,
-    // When its session was last known to be followed, unix ms.
-    alive_ms: u64,
-}
-
-fn make_shards(
-    started: &Started,
-    publishers: &[Arc<Publisher>],
-    mut found: HashMap<ShardId, Found>,
-) -> Vec<Made> {
-    let mut resuming = 0_usize;
-    let mut shards = Vec::with_capacity(started.shards.len());
-    for shard in &started.shards {
-        let Some(Found { decision, record }) = found.remove(shard) else {
-            continue;
-        };
-        let alive_ms = decision.alive_ms.unwrap_or_else(unix_ms);
-        let now = Instant::now();
-        let settings = Settings {
-            shard: *shard,
-            heartbeat_timeout: started.config.heartbeat_timeout(),
-        };
-        let session = match decision.start {
-            Start::New => Session::new(settings, None, now),
-            Start::Resume(known) => {
-                resuming += 1;
-                Session::new(settings, Some(known), now)
-            }
-            Start::After { old, reason } => {
-                info!(%shard, old_session = old.session_id, ?reason, "the earlier session is not resumed");
-                let mut session = Session::new(settings, Some(old), now);
-                session.expire(reason, now);
-                session
-            }
-        };
-        let mark = (0, session.last_seq().unwrap_or(0));
-        let cell = SessionCell::new(session.resumable().map(|known| (0, known)));
-        let status = started.process.add_shard(*shard);
-        if let Some(id) = session.id() {
-            // Its age is counted from here; nobody wrote down when it began.
-            status.set_session(id, unix_ms());
-            if let Some(guilds) = record.as_ref().and_then(|record| record.guilds) {
-                status.set_guilds(guilds);
-            }
-        }
-        let publisher = &publishers[shard.id() as usize % publishers.len()];
-        let parts = ShardParts {
-            lane: Lane::new(started.config.prefix(), *shard, mark),
-            status,
-            session: Arc::new(cell),
-            publisher: Arc::clone(publisher),
-            lost: Arc::default(),
-        };
-        shards.push(Made {
-            parts,
-            session,
-            record,
-            alive_ms,
-        });
-    }
-    info!(resuming, new = shards.len() - resuming, "checkpoints read");
-    shards
 }
 
 fn common(config: &Config) -> Common {

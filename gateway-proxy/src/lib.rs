@@ -21,7 +21,10 @@ pub use cli::main_with;
 
 mod app;
 mod checkpoint;
+mod claim;
+mod fence;
 mod gateway_url;
+mod holder;
 mod identify;
 mod ownership;
 mod publisher;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::kv;
 use schemas::{FleetKey, ShardId, ShardRecord};
 
+use crate::fence::Fence;
+
 /// How long the question may take: a shard waits for the answer before it connects.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Letters and digits of an instance's name: 95 bits.
@@ -24,8 +26,9 @@ pub(crate) const STOOD_STILL: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Ownership {
     bucket: kv::Store,
-    instance: String,
+    instance: Arc<str>,
     pulse: Arc<Pulse>,
+    fence: Fence,
 }
 
 /// Whether this process has run without interruption.
@@ -59,8 +62,8 @@ pub(crate) enum Owner {
 }
 
 impl Ownership {
-    pub(crate) fn new(bucket: kv::Store) -> Self {
-        let instance = std::iter::repeat_with(fastrand::alphanumeric)
+    pub(crate) fn new(bucket: kv::Store, fence: Fence) -> Self {
+        let instance: String = std::iter::repeat_with(fastrand::alphanumeric)
             .take(NAME_LEN)
             .collect();
         let pulse = Pulse {
@@ -70,8 +73,9 @@ impl Ownership {
         };
         Self {
             bucket,
-            instance,
+            instance: instance.into(),
             pulse: Arc::new(pulse),
+            fence,
         }
     }
 
@@ -95,6 +99,11 @@ impl Ownership {
         self.pulse.standstills.load(Ordering::Acquire) + just_now
     }
 
+    /// Until when this process may act on its shards.
+    pub(crate) const fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
     /// The name of this process.
     pub(crate) fn instance(&self) -> &str {
         &self.instance
@@ -116,7 +125,7 @@ impl Ownership {
     /// Whose the record says the shard is.
     pub(crate) fn in_record(&self, record: &ShardRecord) -> Owner {
         match &record.owner_instance {
-            Some(instance) if *instance != self.instance => Owner::Other {
+            Some(instance) if **instance != *self.instance => Owner::Other {
                 proxy: record
                     .owner
                     .as_ref()

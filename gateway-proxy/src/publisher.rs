@@ -35,6 +35,8 @@ pub(crate) struct Publisher {
     room: Notify,
     // Wakes whoever waits for everything to be stored.
     drained: Notify,
+    // Wakes the task: a lane was closed with messages on their way.
+    sweep: Notify,
     kept_bytes: AtomicUsize,
     kept_messages: AtomicUsize,
     limit_bytes: usize,
@@ -52,6 +54,7 @@ impl Publisher {
             filled: Notify::new(),
             room: Notify::new(),
             drained: Notify::new(),
+            sweep: Notify::new(),
             kept_bytes: AtomicUsize::new(0),
             kept_messages: AtomicUsize::new(0),
             limit_bytes,
@@ -85,6 +88,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_add(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_add(1, Ordering::Relaxed);
+        message.lane().add_kept();
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         inbox.push(message);
         if inbox.len() == 1 {
@@ -94,6 +98,7 @@ impl Publisher {
     }
 
     /// Waits until everything handed over is stored, or the time is up. True: everything is.
+    #[cfg(test)]
     pub(crate) async fn drained(&self, patience: Duration) -> bool {
         let wait = async {
             loop {
@@ -105,6 +110,12 @@ impl Publisher {
             }
         };
         tokio::time::timeout(patience, wait).await.is_ok()
+    }
+
+    /// Drops what closed lanes have on their way; the connection is given up for it, since what is
+    /// written cannot be taken back otherwise.
+    pub(crate) fn sweep(&self) {
+        self.sweep.notify_one();
     }
 
     /// Messages not stored yet.
@@ -140,6 +151,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+        message.lane().remove_kept();
         self.metrics.events_acknowledged.add(message.slot());
     }
 
@@ -148,6 +160,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+        message.lane().remove_kept();
     }
 
     fn after_acknowledgements(&self) {

@@ -4,10 +4,11 @@
 //! It must not decide what a frame, a close or a deadline means, and it awaits no acknowledgement.
 
 mod intake;
+mod leave;
 mod lost;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,10 +32,10 @@ use crate::identify::IdentifyQueue;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher};
-use crate::shutdown::{Phase as Stage, Shutdown};
 use crate::status::{ShardStatus, unix_ms};
 use crate::transport::{DialError, Dialer, Received, Socket};
 use intake::Intake;
+pub(crate) use leave::{Leave, Stage};
 pub(crate) use lost::Lost;
 
 /// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
@@ -55,10 +56,7 @@ pub(crate) struct Shared {
     pub(crate) filter: EventFilter,
     pub(crate) identifies: Arc<IdentifyQueue>,
     pub(crate) ownership: Ownership,
-    /// Shards this process still holds.
-    pub(crate) held: AtomicUsize,
     pub(crate) metrics: Metrics,
-    pub(crate) shutdown: Shutdown,
     pub(crate) proxy: schemas::ProxyId,
     /// Where a shard that nothing but another configuration helps says so.
     pub(crate) fatal: mpsc::Sender<Fatal>,
@@ -93,6 +91,7 @@ pub(crate) struct ShardParts {
     pub(crate) session: Arc<SessionCell>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) lost: Arc<Lost>,
+    pub(crate) leave: Leave,
 }
 
 /// The connection, as far as it is.
@@ -123,7 +122,21 @@ enum Wake {
     Stage,
     /// Another process took the shard.
     TakenOver(String),
+    /// An operator wants another connection.
+    Ordered(Order),
 }
+
+/// What an operator may want of a running shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Connect anew and RESUME.
+    Reconnect,
+    /// End the session and begin another.
+    Renew,
+}
+
+/// Orders that wait for a shard's task; more are refused.
+pub(crate) const ORDERS_MAX: usize = 4;
 
 /// Drives one shard until the process releases it or Discord refuses it for good.
 pub(crate) struct ShardTask {
@@ -142,6 +155,7 @@ pub(crate) struct ShardTask {
     skipped: u64,
     // The standstills of the process until which the shard is known to be ours.
     confirmed: Arc<AtomicU64>,
+    orders: mpsc::Receiver<Order>,
 }
 
 impl ShardTask {
@@ -151,6 +165,7 @@ impl ShardTask {
         parts: ShardParts,
         session: Session,
         alive_ms: u64,
+        orders: mpsc::Receiver<Order>,
     ) -> Self {
         let intake = Intake::new(Arc::clone(&shared), parts.clone(), alive_ms);
         let had_session = session.id().is_some();
@@ -167,6 +182,7 @@ impl ShardTask {
             had_session,
             skipped: 0,
             confirmed: Arc::default(),
+            orders,
         }
     }
 
@@ -194,9 +210,9 @@ impl ShardTask {
         let overloaded = until(self.full_since.map(|since| since + OVERLOADED_AFTER));
         let next_stage = match self.stage {
             Stage::Running => Stage::Draining,
-            Stage::Draining | Stage::Releasing | Stage::Stopped => Stage::Releasing,
+            Stage::Draining | Stage::Releasing => Stage::Releasing,
         };
-        let shutdown = self.shared.shutdown.clone();
+        let leave = self.parts.leave.clone();
         let lost = Arc::clone(&self.parts.lost);
         let publisher = Arc::clone(&self.parts.publisher);
         let full = self.full_since.is_some();
@@ -217,9 +233,10 @@ impl ShardTask {
             // 1: heartbeats and time-outs: late ones cost the connection.
             biased;
             () = deadline => Wake::Deadline,
-            // 2: the end of the process.
-            () = shutdown.reached(next_stage) => Wake::Stage,
+            // 2: the shard is let go of.
+            () = leave.reached(next_stage) => Wake::Stage,
             proxy = lost.lost() => Wake::TakenOver(proxy),
+            Some(order) = self.orders.recv() => Wake::Ordered(order),
             // 3: the right to identify: its window passes.
             () = grant => Wake::Granted,
             // 4: frames and the dial.
@@ -284,6 +301,7 @@ impl ShardTask {
                 self.session.pause(Duration::ZERO, now);
             }
             Wake::Stage => self.handle_stage(now),
+            Wake::Ordered(order) => self.obey(order, now),
         }
         // While draining nothing new is begun: a session made now would be nobody's.
         if self.stage >= Stage::Draining && self.session.phase() != Phase::Ready {
@@ -310,8 +328,16 @@ impl ShardTask {
         }
     }
 
+    fn obey(&mut self, order: Order, now: Instant) {
+        info!(shard = %self.shard(), ?order, "an operator wants another connection");
+        match order {
+            Order::Reconnect => self.session.reconnect(now),
+            Order::Renew => self.session.renew(now),
+        }
+    }
+
     fn handle_stage(&mut self, now: Instant) {
-        self.stage = self.shared.shutdown.phase();
+        self.stage = self.parts.leave.stage();
         if self.stage >= Stage::Releasing {
             self.session.stop();
         } else {
@@ -427,6 +453,10 @@ impl ShardTask {
             // Without room nothing could be read, and Discord keeps the events meanwhile.
             publisher.room().await;
             let standstills = shared.ownership.standstills();
+            if !shared.ownership.fence().holds() {
+                let reason = "the lease of this process ended".to_owned();
+                return Dialed::Failed(DialError::NotConfirmed { reason });
+            }
             match shared.ownership.of(shard).await {
                 Owner::Us => confirmed.store(standstills, Ordering::Release),
                 Owner::Other { proxy } => return Dialed::TakenOver(proxy),
@@ -452,14 +482,6 @@ impl ShardTask {
         self.parts.lost.lose(proxy.to_owned());
         self.ended_by = format!("taken over by {proxy}");
         self.session.stop();
-        if self.shared.held.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let fatal = Fatal::unfit(
-                format!("every shard of this process was taken over, the last one by {proxy}"),
-                "two proxies hold the same shards: check --shards and --shard-ids of both",
-            );
-            // Somebody else's reason came first.
-            drop(self.shared.fatal.try_send(fatal));
-        }
     }
 
     fn request_grant(&mut self) {
@@ -468,9 +490,11 @@ impl ShardTask {
         } else {
             Priority::New
         };
-        let queue = Arc::clone(&self.shared.identifies);
+        let identifies = Arc::clone(&self.shared.identifies);
         let shard = self.shard();
-        self.grant = Some(Box::pin(async move { queue.grant(shard, priority).await }));
+        self.grant = Some(Box::pin(async move {
+            identifies.grant(shard, priority).await;
+        }));
     }
 
     async fn identify(&mut self, link: &mut Link) {

@@ -45,7 +45,7 @@ pub struct Started {
     /// Those this process holds, ascending.
     pub shards: Vec<ShardId>,
     /// Keeps `/ready` at 503 until it is dropped: once every shard is added to `process`.
-    pub starting: Hold,
+    pub starting: Option<Hold>,
     /// The server of our own, if there is one. Must outlive every connection.
     pub embedded: Option<EmbeddedNats>,
 }
@@ -113,7 +113,7 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         gateway_asked_unix_ms,
         shard_count,
         shards,
-        starting,
+        starting: Some(starting),
         embedded,
     })
 }

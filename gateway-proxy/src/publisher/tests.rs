@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::NatsSettings;
+use crate::fence::Fence;
 use crate::ownership::Ownership;
 use crate::status::ProcessStatus;
 
@@ -28,6 +29,7 @@ struct Rig {
     lanes: Vec<Arc<Lane>>,
     metrics: Metrics,
     stop: CancellationToken,
+    fence: Fence,
     sent: Vec<u64>,
 }
 
@@ -47,6 +49,7 @@ impl Rig {
     /// With a publisher that reaches the server by another url.
     async fn start_behind(server: Server, url: &str) -> Self {
         create_stream(&server).await;
+        let fence = Fence::endless();
         let process = ProcessStatus::new(ProxyId::try_from("test".to_owned()).unwrap());
         let metrics = Metrics::new(process);
         let publisher = Publisher::new(64 << 20, metrics.clone());
@@ -65,7 +68,7 @@ impl Rig {
         let reconcile = Reconcile {
             stream,
             after: DUPLICATE_WINDOW / 2,
-            ownership: Ownership::new(bucket),
+            ownership: Ownership::new(bucket, fence.clone()),
         };
         let name = "test".to_owned();
         tokio::spawn(run(
@@ -85,6 +88,7 @@ impl Rig {
             lanes,
             metrics,
             stop,
+            fence,
             sent,
         }
     }
