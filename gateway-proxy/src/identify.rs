@@ -176,6 +176,7 @@ impl IdentifyQueue {
                 remaining: budget.remaining,
                 reset_at_unix_ms: budget.reset_at_ms,
             }),
+            ..IdentifyState::default()
         };
         if let Ok(Some(stored)) = self.stored().await
             && stored.max_concurrency == state.max_concurrency
