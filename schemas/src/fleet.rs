@@ -48,6 +48,9 @@ pub struct Member {
     /// True while it hands its shards over to end.
     #[serde(default)]
     pub draining: bool,
+    /// True when it follows the plan (`--fleet`); otherwise it holds what it was started with.
+    #[serde(default)]
+    pub fleet: bool,
     /// Random name of the process, a new one each time it joins: what stands in its shards' records
     /// as `owner_instance`. Null in what older versions wrote.
     #[serde(default)]
@@ -93,7 +96,7 @@ pub struct Leader {
 /// Who shall hold which shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
-    /// Grows with every plan; the higher one wins.
+    /// Grows with every plan; the one that stands in the key counts.
     pub epoch: u64,
     /// Shard count.
     pub shard_count: u32,

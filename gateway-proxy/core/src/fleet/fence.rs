@@ -29,7 +29,7 @@ pub enum Action {
         expected_revision: u64,
     },
     /// The lease ends: stop publishing at once, close every socket resumably, write no record, forget
-    /// the instance name. Then [`Fence::handle_closed`].
+    /// the instance name and every answer that is still to come. Then [`Fence::handle_closed`].
     Close(Why),
 }
 
@@ -45,7 +45,8 @@ pub enum Why {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Outside { next: Instant },
-    Joining,
+    // Answers to writes begun earlier are of another life.
+    Joining { since: Instant },
     Inside { held: Held, next: Next },
     Lost,
     Closing,
@@ -88,7 +89,7 @@ impl Fence {
     pub fn valid_until(&self) -> Option<Instant> {
         match self.state {
             State::Inside { held, .. } => Some(held.valid_until(self.ttl)),
-            State::Outside { .. } | State::Joining | State::Lost | State::Closing => None,
+            State::Outside { .. } | State::Joining { .. } | State::Lost | State::Closing => None,
         }
     }
 
@@ -103,7 +104,7 @@ impl Fence {
     pub const fn revision(&self) -> Option<u64> {
         match self.state {
             State::Inside { held, .. } => Some(held.revision),
-            State::Outside { .. } | State::Joining | State::Lost | State::Closing => None,
+            State::Outside { .. } | State::Joining { .. } | State::Lost | State::Closing => None,
         }
     }
 
@@ -113,21 +114,27 @@ impl Fence {
         let in_time = now < held.valid_until(self.ttl);
         let next = Next::At(sent_at + self.ttl / RENEWALS);
         match self.state {
-            State::Joining if in_time => self.state = State::Inside { held, next },
+            State::Joining { since } if sent_at >= since && in_time => {
+                self.state = State::Inside { held, next };
+            }
             // Nothing was held yet; the key that was written ends by itself.
-            State::Joining => self.joins_again(now),
+            State::Joining { since } if sent_at >= since => self.joins_again(now),
             // An answer after the end changes nothing: others may have acted on it.
             State::Inside { held: before, .. } if now < before.valid_until(self.ttl) => {
                 self.state = State::Inside { held, next };
             }
-            State::Inside { .. } | State::Outside { .. } | State::Lost | State::Closing => {}
+            State::Inside { .. }
+            | State::Joining { .. }
+            | State::Outside { .. }
+            | State::Lost
+            | State::Closing => {}
         }
     }
 
     /// The key had another revision; this is what it holds.
     pub fn handle_refused(&mut self, current: Current, now: Instant) {
         match (self.state, current) {
-            (State::Joining, _) => self.joins_again(now),
+            (State::Joining { .. }, _) => self.joins_again(now),
             (State::Inside { held, .. }, Current::Ours { revision }) => {
                 let held = Held { revision, ..held };
                 let next = Next::At(now);
@@ -141,7 +148,7 @@ impl Fence {
     /// The write failed or nobody answered: it may have arrived or not.
     pub fn handle_failed(&mut self, now: Instant) {
         match &mut self.state {
-            State::Joining => self.joins_again(now),
+            State::Joining { .. } => self.joins_again(now),
             State::Inside { next, .. } => *next = Next::At(now + self.ttl / RETRIES),
             State::Outside { .. } | State::Lost | State::Closing => {}
         }
@@ -174,7 +181,7 @@ impl Fence {
     pub fn poll_action(&mut self, now: Instant) -> Option<Action> {
         match &mut self.state {
             State::Outside { next } if now >= *next => {
-                self.state = State::Joining;
+                self.state = State::Joining { since: now };
                 Some(Action::Join)
             }
             State::Lost => Some(self.close(Why::Lost)),
@@ -189,7 +196,7 @@ impl Fence {
                 }
                 Next::At(_) | Next::Answer => None,
             },
-            State::Outside { .. } | State::Joining | State::Closing => None,
+            State::Outside { .. } | State::Joining { .. } | State::Closing => None,
         }
     }
 
@@ -205,7 +212,7 @@ impl Fence {
                     Next::Answer => end,
                 })
             }
-            State::Joining | State::Lost | State::Closing => None,
+            State::Joining { .. } | State::Lost | State::Closing => None,
         }
     }
 

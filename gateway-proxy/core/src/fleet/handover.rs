@@ -98,14 +98,6 @@ pub enum PlanError {
         /// The plan's format.
         format: u32,
     },
-    /// An earlier plan, put back or delayed.
-    #[error("the plan of epoch {epoch} is older than that of epoch {known} and not followed")]
-    Older {
-        /// The plan's epoch.
-        epoch: u64,
-        /// The one followed.
-        known: u64,
-    },
     /// It contradicts itself.
     #[error("the plan names shard {shard} of {count} shards and is not followed")]
     Nonsense {
@@ -122,6 +114,8 @@ pub struct Handover {
     me: ProxyId,
     instance: String,
     plan: Option<Plan>,
+    // Highest of all plans seen.
+    epoch: u64,
     // At most SHARDS_MAX of records, and those held.
     shards: BTreeMap<ShardId, Shard>,
     // Those to look at again; subsets of `shards`. A dirty one has news, a waiting one waits for another
@@ -157,6 +151,7 @@ impl Handover {
             me,
             instance,
             plan: None,
+            epoch: 0,
             shards: BTreeMap::new(),
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -168,6 +163,12 @@ impl Handover {
     #[must_use]
     pub const fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref()
+    }
+
+    /// The epoch of the next plan, should this process make it.
+    #[must_use]
+    pub const fn next_epoch(&self) -> u64 {
+        self.epoch.saturating_add(1)
     }
 
     /// What a shard is to this member.
@@ -199,7 +200,9 @@ impl Handover {
         self.shards.get(&shard)?.owner.as_ref()
     }
 
-    /// The watch shows a plan.
+    /// The watch shows a plan. The key's order is what counts: a plan with a lower epoch that comes later
+    /// was put back by hand and is followed like any other, for a coordinator that joined since knows
+    /// no better one.
     ///
     /// # Errors
     /// [`PlanError`] when it is not followed: what runs goes on.
@@ -215,12 +218,7 @@ impl Handover {
             let shard = beyond.unwrap_or(0);
             return Err(PlanError::Nonsense { shard, count });
         }
-        if let Some(known) = self.plan.as_ref().map(|plan| plan.epoch)
-            && plan.epoch < known
-        {
-            let epoch = plan.epoch;
-            return Err(PlanError::Older { epoch, known });
-        }
+        self.epoch = self.epoch.max(plan.epoch);
         self.shards
             .retain(|shard, known| shard.count() == count || known.hold != Hold::Away);
         for id in plan.shards.keys() {

@@ -112,8 +112,10 @@ enum State {
     Watching {
         not_before: Option<Instant>,
     },
+    // Answers to writes begun earlier are of another try.
     Acquiring {
         epoch: u64,
+        since: Instant,
     },
     Leading {
         held: Held,
@@ -221,7 +223,7 @@ impl Candidate {
         let renew_at = Some(sent_at + self.ttl / RENEWALS);
         let in_time = now < held.valid_until(self.ttl);
         self.state = match self.state {
-            State::Acquiring { epoch } if in_time => {
+            State::Acquiring { epoch, since } if sent_at >= since && in_time => {
                 self.epoch = self.epoch.max(epoch);
                 State::Leading {
                     held,
@@ -229,7 +231,7 @@ impl Candidate {
                     renew_at,
                 }
             }
-            State::Acquiring { .. } => self.later(now),
+            State::Acquiring { since, .. } if sent_at >= since => self.later(now),
             State::Leading {
                 held: before,
                 epoch,
@@ -390,7 +392,7 @@ impl Candidate {
             return Action::Wait(turn);
         }
         let epoch = self.epoch + 1;
-        self.state = State::Acquiring { epoch };
+        self.state = State::Acquiring { epoch, since: now };
         Action::Acquire {
             expected_revision: self.key.revision,
             epoch,

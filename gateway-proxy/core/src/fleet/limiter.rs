@@ -62,6 +62,8 @@ const ASK_EVERY: Duration = Duration::from_secs(60);
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// Grants whose outcome is awaited. READY takes at most 300 s.
 const OUTCOME_WITHIN: Duration = Duration::from_secs(330);
+/// How often what is over is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// Proxies whose last turn is remembered.
 const SERVED_MAX: usize = 1_024;
 /// A day's budget lasts so long.
@@ -162,6 +164,10 @@ pub struct Limiter {
     // Chosen, not stored yet: nobody knows of them.
     storing: Option<Vec<Chosen>>,
     store_after: Option<Instant>,
+    // Whether somebody may be granted, and when at the latest to look although nothing happened.
+    look: bool,
+    look_at: Option<Instant>,
+    forget_at: Option<Instant>,
     // Given, outcome unknown; ends after OUTCOME_WITHIN. At most one per shard and period.
     open: BTreeMap<u64, Open>,
     answers: VecDeque<Action>,
@@ -198,6 +204,9 @@ impl Limiter {
             grants: 0,
             storing: None,
             store_after: None,
+            look: false,
+            look_at: None,
+            forget_at: None,
             open: BTreeMap::new(),
             answers: VecDeque::new(),
         }
@@ -247,16 +256,24 @@ impl Limiter {
             return;
         }
         self.revision = revision;
+        self.look = true;
         let Some(state) = state else {
             return;
         };
+        if matches!(self.role, Role::Claiming(own) | Role::Leader(own) if own == state.epoch) {
+            // Our own write, seen before its answer. What is in it is known.
+            self.known = Some(state);
+            return;
+        }
         self.buckets
             .learn(self.known.as_ref(), &state, now, unix_ms);
         self.grants = self.grants.max(state.grants);
         self.breaker.learn(state.failures);
-        if self.role == Role::Follower || self.budget.is_none() {
-            self.budget = state.budget;
-            self.budget_stale = true;
+        if let Some(budget) = state.budget
+            && (self.role == Role::Follower || self.budget.is_none())
+        {
+            self.budget = Some(budget);
+            self.budget_stale = false;
         }
         let newer = state.epoch;
         self.known = Some(state);
@@ -289,6 +306,7 @@ impl Limiter {
         });
         self.budget_stale = false;
         self.buckets.set_count(max_concurrency);
+        self.look = true;
     }
 
     /// A proxy asks for a shard that is its own by the plan; what is not, the driver refuses itself.
@@ -298,6 +316,8 @@ impl Limiter {
             self.answer_wait(ticket, COME_AGAIN.0, "this proxy does not coordinate");
             return;
         }
+        let bucket = self.buckets.of(request.shard.id());
+        self.look |= self.buckets.is_free(bucket, now);
         let until = now + HELD_FOR + PLACE_KEPT;
         let proxy = request.proxy.clone();
         let pushed = self
@@ -320,6 +340,7 @@ impl Limiter {
         let Some(open) = self.open.get_mut(&report.grant) else {
             return;
         };
+        self.look = true;
         let shard = open.shard.id();
         let bucket = self.buckets.of(shard);
         match report.outcome {
@@ -354,9 +375,8 @@ impl Limiter {
         let Some(chosen) = self.storing.take() else {
             return;
         };
-        if revision > self.revision {
-            self.revision = revision;
-        }
+        self.revision = self.revision.max(revision);
+        self.look = true;
         let epoch = match self.role {
             Role::Claiming(epoch) => {
                 self.role = Role::Leader(epoch);
@@ -399,6 +419,7 @@ impl Limiter {
     pub fn handle_store_failed(&mut self, now: Instant) {
         self.withdraw_chosen();
         self.store_after = Some(now + RETRY_AFTER);
+        self.look = true;
     }
 
     /// What to do now: asked until `None` after every `handle_*` and at [`Limiter::poll_timeout`].
@@ -445,19 +466,12 @@ impl Limiter {
         }
         let asks = self.budget_stale || self.queue.len() > 0;
         let ask = asks.then(|| self.asked_discord.map_or(now, |at| at + ASK_EVERY));
-        let free = match self.hold(now) {
-            Hold::Buckets(at) | Hold::Failing(at) if self.storing.is_none() => Some(at),
-            _ => None,
-        };
-        [
-            self.queue.next_overdue(HELD_FOR),
-            self.store_after,
-            ask,
-            free,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let look = self.look_at.filter(|_| self.storing.is_none());
+        let held = self.queue.next_overdue(HELD_FOR);
+        [held, self.store_after, ask, look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Why nothing is granted.
@@ -530,14 +544,20 @@ impl Limiter {
         let Some(budget) = self.budget.filter(|_| !self.budget_stale) else {
             return chosen;
         };
+        if !self.look && self.look_at.is_none_or(|at| now < at) {
+            return chosen;
+        }
+        self.look = false;
         let room = budget.remaining.saturating_sub(reserve) as usize;
         let room = room.min(self.breaker.room(now));
         if room == 0 {
+            self.look_at = self.breaker.paused_until(now);
             return chosen;
         }
-        for shard in self.queue.present(now) {
+        let free = |shard| self.buckets.is_free(self.buckets.of(shard), now);
+        for shard in self.queue.present(free, now) {
             let bucket = self.buckets.of(shard);
-            if self.buckets.free_at(bucket).is_some_and(|at| now < at) {
+            if !self.buckets.is_free(bucket, now) {
                 continue;
             }
             let Some(waiting) = self.queue.remove(shard) else {
@@ -553,6 +573,8 @@ impl Limiter {
                 break;
             }
         }
+        let free_at = |shard| self.buckets.free_at(self.buckets.of(shard));
+        self.look_at = self.queue.held().filter_map(free_at).min();
         chosen
     }
 
@@ -563,7 +585,12 @@ impl Limiter {
             let bucket = self.buckets.of(waiting.shard.id());
             self.buckets.give_back(bucket, grant);
             self.queue.unused(waiting.shard.id());
-            self.queue.put_back(waiting);
+            let ticket = waiting.present.map(|(ticket, _)| ticket);
+            if !self.queue.put_back(waiting)
+                && let Some(ticket) = ticket
+            {
+                self.answer_wait(ticket, COME_AGAIN.1, "asked again meanwhile");
+            }
         }
     }
 
@@ -650,6 +677,10 @@ impl Limiter {
     }
 
     fn forget(&mut self, now: Instant) {
+        if self.forget_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.forget_at = Some(now + FORGET_EVERY);
         self.queue.forget(now);
         self.queue.forget_served(SERVED_MAX);
         self.buckets.forget(now);

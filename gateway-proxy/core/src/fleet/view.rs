@@ -29,6 +29,8 @@ pub struct View {
     settle: Duration,
     // At most MEMBERS_MAX.
     members: BTreeMap<ProxyId, Seen>,
+    // The delete marker of a key of ours from before the watch, which a create must name.
+    own_marker: u64,
     // Since when the watch shows everything, `None` until its first values are all here.
     listed_at: Option<Instant>,
     // Own heartbeats and when they were sent; at most BEATS_MAX.
@@ -88,8 +90,7 @@ pub enum ViewError {
 /// May this process join under its name?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Yes: write the key if it has this revision, 0 for a key that is not there (or a delete marker:
-    /// the driver then compares with the marker's revision).
+    /// Yes: write the key if it has this revision: 0 for no key, over a delete marker the marker's.
     Free {
         /// What to compare with.
         expected_revision: u64,
@@ -124,6 +125,7 @@ impl View {
             ttl,
             settle,
             members: BTreeMap::new(),
+            own_marker: 0,
             listed_at: None,
             beats: VecDeque::new(),
             synced_through: None,
@@ -139,6 +141,7 @@ impl View {
     /// The watch begins anew: what was seen is void, and so is every silence.
     pub fn handle_reset(&mut self) {
         self.members.clear();
+        self.own_marker = 0;
         self.beats.clear();
         self.listed_at = None;
         self.synced_through = None;
@@ -211,6 +214,8 @@ impl View {
         if let Some(seen) = self.members.get_mut(proxy) {
             seen.revision = revision;
             seen.gone = Some(gone);
+        } else if *proxy == self.me {
+            self.own_marker = revision;
         }
     }
 
@@ -278,7 +283,7 @@ impl View {
         };
         let Some(seen) = self.members.get(&self.me) else {
             return Admission::Free {
-                expected_revision: 0,
+                expected_revision: self.own_marker,
             };
         };
         let free = Admission::Free {

@@ -49,6 +49,10 @@ impl Buckets {
         self.used.get(&bucket).map(|used| used.free_at)
     }
 
+    pub(super) fn is_free(&self, bucket: u32, now: Instant) -> bool {
+        self.free_at(bucket).is_none_or(|at| now >= at)
+    }
+
     /// Discord has other buckets now. What it makes of those in use is unknown: all wait for the last.
     pub(super) fn set_count(&mut self, count: u32) {
         let count = count.clamp(1, BUCKETS_MAX);

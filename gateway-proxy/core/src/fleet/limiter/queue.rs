@@ -1,6 +1,6 @@
 //! Who waits for an IDENTIFY, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use schemas::control::IdentifyPriority;
@@ -20,6 +20,8 @@ const TRIES_WINDOW: Duration = Duration::from_secs(600);
 pub(super) struct Queue {
     // One per shard.
     waiting: BTreeMap<u32, Waiting>,
+    // Those whose request is held, by since when.
+    held: BTreeSet<(Instant, u32)>,
     // Of shards that were granted lately and are not ready: how often, and when last.
     tries: BTreeMap<u32, (u32, Instant)>,
     // Number of the last grant per proxy.
@@ -73,70 +75,94 @@ impl Queue {
             present: Some((ticket, now)),
             until,
         };
+        self.held.insert((now, shard.id()));
         let before = self.waiting.insert(shard.id(), waiting);
-        Ok(before.and_then(|before| Some(before.present?.0)))
+        let Some((ticket, since)) = before.and_then(|before| before.present) else {
+            return Ok(None);
+        };
+        if since != now {
+            self.held.remove(&(since, shard.id()));
+        }
+        Ok(Some(ticket))
     }
 
     pub(super) fn remove(&mut self, shard: u32) -> Option<Waiting> {
-        self.waiting.remove(&shard)
+        let waiting = self.waiting.remove(&shard)?;
+        if let Some((_, since)) = waiting.present {
+            self.held.remove(&(since, shard));
+        }
+        Some(waiting)
     }
 
-    /// Puts back what was taken out to be granted.
-    pub(super) fn put_back(&mut self, waiting: Waiting) {
-        self.waiting.entry(waiting.shard.id()).or_insert(waiting);
+    /// Puts back what was taken out to be granted. False when it has asked again meanwhile.
+    pub(super) fn put_back(&mut self, waiting: Waiting) -> bool {
+        let shard = waiting.shard.id();
+        if self.waiting.contains_key(&shard) {
+            return false;
+        }
+        if let Some((_, since)) = waiting.present {
+            self.held.insert((since, shard));
+        }
+        self.waiting.insert(shard, waiting);
+        true
     }
 
     pub(super) fn cancel(&mut self, ticket: Ticket) {
-        self.waiting
-            .retain(|_, waiting| waiting.present.is_none_or(|(held, _)| held != ticket));
+        let found = self.waiting.values().find(|waiting| {
+            let held = waiting.present.map(|(held, _)| held);
+            held == Some(ticket)
+        });
+        if let Some(shard) = found.map(|waiting| waiting.shard.id()) {
+            self.remove(shard);
+        }
     }
 
-    /// Best first, those that are there to be granted.
-    pub(super) fn present(&self, now: Instant) -> Vec<u32> {
+    /// Those that are there to be granted and of whose bucket `free` says so, best first.
+    pub(super) fn present(&self, free: impl Fn(u32) -> bool, now: Instant) -> Vec<u32> {
         let mut ranked: Vec<(Rank, u32)> = self
-            .waiting
-            .values()
-            .filter(|waiting| waiting.present.is_some())
-            .map(|waiting| (self.rank(waiting, now), waiting.shard.id()))
+            .held
+            .iter()
+            .filter(|(_, shard)| free(*shard))
+            .filter_map(|(_, shard)| Some((self.rank(self.waiting.get(shard)?, now), *shard)))
             .collect();
         ranked.sort_unstable();
         ranked.into_iter().map(|(_, shard)| shard).collect()
     }
 
-    /// Shards of which this one must let so many of its bucket go first.
+    /// The held ones.
+    pub(super) fn held(&self) -> impl Iterator<Item = u32> {
+        self.held.iter().map(|(_, shard)| *shard)
+    }
+
+    /// How many of its bucket this shard must let go first.
     pub(super) fn before(&self, shard: u32, buckets: u32, now: Instant) -> u32 {
         let Some(own) = self.waiting.get(&shard) else {
             return 0;
         };
         let rank = self.rank(own, now);
-        let same = |waiting: &&Waiting| waiting.shard.id() % buckets == shard % buckets;
-        let better = self
-            .waiting
-            .values()
-            .filter(same)
+        let last = self.waiting.last_key_value().map_or(0, |(last, _)| *last);
+        let better = (shard % buckets..=last)
+            .step_by(buckets as usize)
+            .filter_map(|other| self.waiting.get(&other))
             .filter(|waiting| self.rank(waiting, now) < rank);
         u32::try_from(better.count()).unwrap_or(u32::MAX)
     }
 
-    /// Held requests that were held for long enough.
+    /// A held request that was held for long enough.
     pub(super) fn overdue(&mut self, held: Duration, now: Instant) -> Option<(Ticket, ShardId)> {
-        let waiting = self.waiting.values_mut().find(|waiting| {
-            waiting
-                .present
-                .is_some_and(|(_, since)| now >= since + held)
-        })?;
-        let (ticket, _) = waiting.present.take()?;
-        Some((ticket, waiting.shard))
+        let (since, _) = self.held.first()?;
+        if now < *since + held {
+            return None;
+        }
+        self.pop_held()
     }
 
     /// Any held request, to answer all.
     pub(super) fn pop_held(&mut self) -> Option<(Ticket, ShardId)> {
-        self.overdue(Duration::ZERO, self.newest()?)
-    }
-
-    fn newest(&self) -> Option<Instant> {
-        let since = |waiting: &Waiting| Some(waiting.present?.1);
-        self.waiting.values().filter_map(since).max()
+        let (_, shard) = self.held.pop_first()?;
+        let waiting = self.waiting.get_mut(&shard)?;
+        let (ticket, _) = waiting.present.take()?;
+        Some((ticket, waiting.shard))
     }
 
     pub(super) fn expect_again(&mut self, shard: u32, until: Instant) {
@@ -146,8 +172,7 @@ impl Queue {
     }
 
     pub(super) fn next_overdue(&self, held: Duration) -> Option<Instant> {
-        let since = |waiting: &Waiting| Some(waiting.present?.1 + held);
-        self.waiting.values().filter_map(since).min()
+        self.held.first().map(|(since, _)| *since + held)
     }
 
     pub(super) fn forget(&mut self, now: Instant) {

@@ -113,7 +113,7 @@ impl<'a> Table<'a> {
             .as_ref()
             .and_then(stays)
             .or_else(|| holder.as_ref().and_then(stays));
-        let from = planned.or(holder);
+        let from = planned.or(holder.filter(|_| previous.is_none()));
         let reason = match from.map(|from| self.index(from)) {
             None => Reason::Unplaced,
             Some(None) => Reason::Gone,

@@ -1,0 +1,135 @@
+//! Whatever happens, no shard has two owners; and when it stops happening, each has one before long.
+
+use std::time::Duration;
+
+use schemas::{Plan, ProxyId};
+
+use crate::fleet::bucket::{Key, Value};
+use crate::fleet::world::World;
+use crate::for_each_seed;
+
+const SEEDS: u64 = 60;
+const STEPS: u32 = 4_000;
+/// After the last fault: two TTLs for those that died, the settling of a new view, the wait for a
+/// doubtful name, gradual joining, each with retries.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+
+fn time(world: &mut World) -> Duration {
+    let most = *world.rng.choice(&[300, 1_900, 2_500, 8_000]).unwrap();
+    Duration::from_millis(world.rng.u64(0..most))
+}
+
+fn fault(world: &mut World) {
+    let time = time(world);
+    let Some(index) = world.any() else {
+        return world.start(None, None, 0);
+    };
+    match world.rng.u8(0..20) {
+        0 | 1 => world.nodes[index].dead = true,
+        2 => {
+            let leaders = world.leaders();
+            if let Some(leader) = leaders.first() {
+                world.nodes[*leader].dead = true;
+            }
+        }
+        3..=5 => world.freeze(index, time),
+        6..=8 => world.cut(index, time),
+        9 => (0..world.nodes.len() / 2).for_each(|index| world.cut(index, time)),
+        10 => (0..world.nodes.len()).for_each(|index| world.cut(index, time)),
+        11 | 12 => world.slow_watch(index, time),
+        13 => {
+            // Started again while the old one may still be there.
+            let name = world.nodes[index].process.settings.name.clone();
+            world.start(Some(name), None, 0);
+        }
+        14 | 15 if world.nodes.len() < 7 => {
+            let max = [None, Some(3), Some(8)][world.rng.usize(0..3)];
+            let priority = world.rng.i64(0..3);
+            world.start(None, max, priority);
+        }
+        16 => world.nodes[index].process.draining = true,
+        17 => {
+            let shard = world.rng.u32(0..world.shard_count);
+            let to = world.nodes[index].process.settings.name.clone();
+            for node in &mut world.nodes {
+                node.process.ask_to_move(shard, to.clone());
+            }
+        }
+        18 => edit(world, index),
+        _ => {}
+    }
+}
+
+/// Somebody edits the bucket by hand; the shards' records, which are the proof of who owns what, not.
+fn edit(world: &mut World, index: usize) {
+    let name = world.nodes[index].process.settings.name.clone();
+    match world.rng.u8(0..7) {
+        0 => world.edit(Key::Leader, Value::Garbage),
+        1 => world.edit(Key::Plan, Value::Garbage),
+        2 => world.edit(Key::Member(name), Value::Garbage),
+        3 => world.delete(Key::Leader),
+        4 => world.delete(Key::Plan),
+        5 => world.delete(Key::Identify),
+        _ => {
+            let plan = any_plan(world, &name);
+            world.edit(Key::Plan, Value::Plan(plan));
+        }
+    }
+}
+
+fn any_plan(world: &mut World, name: &ProxyId) -> Plan {
+    let epoch = world.rng.u64(0..1_000);
+    let shards = (0..world.shard_count).filter(|_| world.rng.bool());
+    Plan {
+        epoch,
+        shards: shards.map(|shard| (shard, name.clone())).collect(),
+        shard_count: world.shard_count,
+        made_at_unix_ms: 0,
+        settled: [name.clone()].into(),
+        format: Plan::FORMAT,
+    }
+}
+
+fn settle(world: &mut World) {
+    world.heal();
+    if world.nodes.iter().all(|node| node.process.draining) {
+        world.start(None, None, 0);
+    }
+    let deadline = world.now + SETTLED_WITHIN;
+    // Settled is what stays so.
+    let mut settled = 0;
+    while settled < 100 {
+        world.step();
+        settled = if world.is_settled() { settled + 1 } else { 0 };
+        assert!(
+            world.now < deadline,
+            "not settled in time:\n{}",
+            world.describe()
+        );
+    }
+}
+
+fn storm(seed: u64, steps: u32) -> World {
+    let shards = 12;
+    let mut world = World::new(seed, shards);
+    for _ in 0..world.rng.u32(1..5) {
+        let priority = world.rng.i64(0..3);
+        world.start(None, None, priority);
+    }
+    let calm = world.rng.u32(5..300);
+    for _ in 0..steps {
+        if world.rng.u32(0..calm) == 0 {
+            fault(&mut world);
+        }
+        world.step();
+    }
+    world
+}
+
+#[test]
+fn no_shard_ever_has_two_owners_and_each_finds_one_again() {
+    for_each_seed(SEEDS, |seed| {
+        let mut world = storm(seed, STEPS);
+        settle(&mut world);
+    });
+}
