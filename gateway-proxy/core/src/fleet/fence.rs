@@ -234,3 +234,117 @@ impl Fence {
         self.state = State::Outside { next };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::TTL;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn joined(now: Instant) -> Fence {
+        let mut fence = Fence::new(TTL, now);
+        assert_eq!(fence.poll_action(now), Some(Action::Join));
+        fence.handle_written(1, now, now + MS);
+        fence
+    }
+
+    #[test]
+    fn a_lease_is_renewed_four_times_per_ttl() {
+        let start = Instant::now();
+        let mut fence = joined(start);
+        assert!(fence.may_act(start + MS));
+        assert_eq!(fence.poll_action(start + 499 * MS), None);
+        assert_eq!(fence.poll_timeout(), Some(start + 500 * MS));
+        let renew = |expected_revision| Some(Action::Renew { expected_revision });
+        assert_eq!(fence.poll_action(start + 500 * MS), renew(1));
+        assert_eq!(fence.poll_action(start + 501 * MS), None);
+        fence.handle_written(2, start + 500 * MS, start + 502 * MS);
+        assert_eq!(fence.poll_action(start + 1_000 * MS), renew(2));
+        assert_eq!(fence.valid_until(), Some(start + 2_000 * MS));
+    }
+
+    #[test]
+    fn the_lease_counts_from_when_the_renewal_was_sent() {
+        let start = Instant::now();
+        let mut fence = joined(start);
+        fence.poll_action(start + 500 * MS);
+        fence.handle_written(2, start + 500 * MS, start + 1_400 * MS);
+        assert!(fence.may_act(start + 1_999 * MS));
+        assert!(!fence.may_act(start + 2_000 * MS));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_is_fenced_before_it_may_act() {
+        let start = Instant::now();
+        let mut fence = joined(start);
+        let later = start + 1_500 * MS;
+        assert!(!fence.may_act(later));
+        assert_eq!(
+            fence.poll_action(later),
+            Some(Action::Close(Why::NotRenewed))
+        );
+        assert_eq!(fence.generation(), 1);
+    }
+
+    #[test]
+    fn an_answer_after_the_end_changes_nothing() {
+        let start = Instant::now();
+        let mut fence = joined(start);
+        fence.poll_action(start + 500 * MS);
+        fence.handle_written(2, start + 1_400 * MS, start + 1_600 * MS);
+        assert!(!fence.may_act(start + 1_600 * MS));
+        let close = fence.poll_action(start + 1_600 * MS);
+        assert_eq!(close, Some(Action::Close(Why::NotRenewed)));
+        fence.handle_closed(start + 1_700 * MS);
+        assert_eq!(fence.poll_action(start + 1_700 * MS), Some(Action::Join));
+        // Of the life before.
+        fence.handle_written(3, start + 1_450 * MS, start + 1_750 * MS);
+        assert!(!fence.may_act(start + 1_750 * MS));
+        fence.handle_written(4, start + 1_700 * MS, start + 1_760 * MS);
+        assert!(fence.may_act(start + 1_760 * MS));
+    }
+
+    #[test]
+    fn a_renewal_whose_answer_was_lost_is_not_taken_for_a_loss() {
+        let start = Instant::now();
+        let mut fence = joined(start);
+        fence.poll_action(start + 500 * MS);
+        fence.handle_failed(start + 600 * MS);
+        assert_eq!(fence.poll_action(start + 700 * MS), None);
+        let retry = fence.poll_action(start + 800 * MS);
+        assert_eq!(
+            retry,
+            Some(Action::Renew {
+                expected_revision: 1
+            })
+        );
+        fence.handle_refused(Current::Ours { revision: 2 }, start + 801 * MS);
+        let again = fence.poll_action(start + 801 * MS);
+        assert_eq!(
+            again,
+            Some(Action::Renew {
+                expected_revision: 2
+            })
+        );
+        assert!(fence.may_act(start + 801 * MS));
+    }
+
+    #[test]
+    fn a_key_that_is_gone_or_anothers_ends_the_lease_at_once() {
+        let start = Instant::now();
+        for current in [Current::Gone, Current::Other] {
+            let mut fence = joined(start);
+            fence.poll_action(start + 500 * MS);
+            fence.handle_refused(current, start + 501 * MS);
+            assert!(!fence.may_act(start + 501 * MS));
+            let close = fence.poll_action(start + 501 * MS);
+            assert_eq!(close, Some(Action::Close(Why::Lost)));
+        }
+        let mut fence = joined(start);
+        fence.handle_lost(1);
+        assert!(fence.may_act(start + MS), "its own revision");
+        fence.handle_lost(2);
+        assert!(!fence.may_act(start + MS));
+    }
+}

@@ -428,3 +428,6 @@ impl Candidate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -317,7 +317,10 @@ impl Limiter {
             return;
         }
         let bucket = self.buckets.of(request.shard.id());
-        self.look |= self.buckets.is_free(bucket, now);
+        match self.buckets.free_at(bucket).filter(|at| now < *at) {
+            Some(at) => self.look_at = Some(self.look_at.map_or(at, |look_at| look_at.min(at))),
+            None => self.look = true,
+        }
         let until = now + HELD_FOR + PLACE_KEPT;
         let proxy = request.proxy.clone();
         let pushed = self

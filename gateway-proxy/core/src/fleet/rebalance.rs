@@ -333,3 +333,6 @@ fn finite(value: f64) -> f64 {
         0.0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,9 @@ use super::Gone;
 const MEMBERS_MAX: usize = 1_024;
 /// Own heartbeats on their way back through the watch.
 const BEATS_MAX: usize = 64;
+/// Earlier instances of this process whose writes may still arrive: it joins a few times a second, and
+/// no write takes longer than a TTL.
+const FORMER_MAX: usize = 64;
 /// How much earlier than a TTL after the last sight an expiry may show: part of it was spent on the
 /// way here. Less than the fence's margin, which is a quarter.
 const EARLY: u32 = 8;
@@ -25,6 +28,8 @@ const EARLY: u32 = 8;
 pub struct View {
     me: ProxyId,
     instance: Option<String>,
+    // Names this process joined under before, at most FORMER_MAX: they are over.
+    former: VecDeque<String>,
     ttl: Duration,
     settle: Duration,
     // At most MEMBERS_MAX.
@@ -122,6 +127,7 @@ impl View {
         Self {
             me,
             instance: None,
+            former: VecDeque::new(),
             ttl,
             settle,
             members: BTreeMap::new(),
@@ -134,7 +140,10 @@ impl View {
 
     /// The name under which this process joins from here on.
     pub fn set_instance(&mut self, instance: String) {
-        self.instance = Some(instance);
+        if self.former.len() == FORMER_MAX {
+            self.former.pop_front();
+        }
+        self.former.extend(self.instance.replace(instance));
         self.beats.clear();
     }
 
@@ -289,10 +298,15 @@ impl View {
         let free = Admission::Free {
             expected_revision: seen.revision,
         };
-        let ours = seen
-            .member
-            .as_ref()
-            .is_some_and(|member| member.instance.is_some() && member.instance == self.instance);
+        // What this process wrote itself in an earlier life is over, for it has closed everything.
+        let ours = seen.member.as_ref().is_some_and(|member| {
+            member.instance.is_some()
+                && (member.instance == self.instance
+                    || self
+                        .former
+                        .iter()
+                        .any(|former| Some(former) == member.instance.as_ref()))
+        });
         if seen.gone.is_some() || ours {
             return free;
         }
@@ -375,3 +389,6 @@ impl Seen {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

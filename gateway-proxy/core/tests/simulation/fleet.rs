@@ -3,5 +3,6 @@
 
 mod bucket;
 mod faults;
+mod grants;
 mod process;
 mod world;

@@ -255,6 +255,15 @@ fn too_little_room_keeps_what_runs_and_names_the_rest() {
 }
 
 #[test]
+fn a_shard_without_a_place_is_not_told_again_and_again() {
+    let mut fleet = Fleet::new(2, Vec::new());
+    fleet.holders = [(0, proxy(0))].into();
+    assert_eq!(reasons(&fleet.plan()), [(Reason::Gone, 1)].into());
+    let again = fleet.plan();
+    assert_eq!((again.moves, again.unplaced), (Vec::new(), vec![0, 1]));
+}
+
+#[test]
 fn pinned_proxies_hold_their_pins_and_nothing_else() {
     let mut fleet = Fleet::new(8, members(3));
     fleet.plan();

@@ -175,16 +175,6 @@ impl Process {
     fn join(&mut self, now: Instant) {
         self.view.set_instance(self.instance());
         self.handover.handle_fenced(self.instance());
-        if std::env::var_os("DBG").is_some() {
-            eprintln!(
-                "{} #{} join gen {} {:?} {:?}",
-                self.settings.name,
-                self.settings.number,
-                self.fence.generation(),
-                now,
-                self.view.admission(now)
-            );
-        }
         match self.view.admission(now) {
             Admission::Free { expected_revision } => {
                 self.beat = 0;
@@ -438,9 +428,6 @@ impl Process {
 
     fn answered(&mut self, pending: Pending, result: Result<u64, Option<Entry>>, now: Instant) {
         let Pending { why, sent_at } = pending;
-        if std::env::var_os("DBG").is_some() && matches!(why, Why::Join) {
-            eprintln!("{} join answered {result:?}", self.settings.number);
-        }
         match (why, result) {
             (Why::Join | Why::Renew, Ok(revision)) => {
                 self.fence.handle_written(revision, sent_at, now);
