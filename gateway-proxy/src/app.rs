@@ -9,7 +9,6 @@ use async_nats::header::NATS_EXPECTED_STREAM;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
-use gateway_proxy_core::identify::Budget;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
 use schemas::{ShardId, Subject};
 use secrecy::ExposeSecret;
@@ -21,9 +20,10 @@ use crate::cli::Started;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::fence::Fence;
+use crate::fleet::bucket::Bucket;
+use crate::membership::{Desks, Membership};
 use crate::gateway_url::GatewayUrl;
 use crate::holder::{Holder, Means};
-use crate::identify::IdentifyQueue;
 use crate::ownership::Ownership;
 use crate::publisher::{self, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
@@ -34,26 +34,35 @@ use crate::transport::Dialer;
 
 /// Shards started at the same time.
 const STARTS: usize = 32;
+/// What letting go of shards gets at least, when handing them over used the grace period up.
+const LAST_GRACE: Duration = Duration::from_millis(500);
 /// How often the publishers' state is copied to status and metrics.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
 pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
+    let fleet = started.config.fleet().is_some();
     let stop_publishing = CancellationToken::new();
     let background = CancellationToken::new();
-    let ownership = Ownership::new(started.fleet_bucket.clone(), Fence::endless());
+    let fence = if fleet { Fence::down() } else { Fence::endless() };
+    let ownership = Ownership::new(started.fleet_bucket.clone(), fence);
     spawn_until(&background, ownership.clone().tick());
     let streams = open_streams(&started).await?;
     let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
-    let shared = Arc::new(shared(&started, ownership, fatal)?);
+    let desks = Desks::new(&started);
+    let shared = Arc::new(shared(&started, &desks, ownership, fatal)?);
     spawn_background(&started, &shared, &publishers, &background);
     let holder = holder(&started, shared, publishers, streams, &background);
+    let mut member = Membership::begin(&started, &holder, desks, &background);
 
     let starting = started.starting.take();
     let work = async {
         check_permission(&started).await?;
-        hold_all(&started, &holder).await?;
+        member.serve();
+        if !fleet {
+            hold_all(&started, &holder).await?;
+        }
         drop(starting);
         std::future::pending().await
     };
@@ -64,13 +73,29 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     };
     started.shutdown.advance(Phase::Draining);
     started.process.set_draining();
-    holder.release_all(started.shutdown.grace_period()).await;
+    let until = Instant::now() + started.shutdown.grace_period();
+    if end.is_ok() {
+        member.hand_over(&holder, started.shutdown.grace_period()).await;
+    }
+    member.stop_following();
+    let rest = until.saturating_duration_since(Instant::now());
+    holder.release_all(rest.max(LAST_GRACE)).await;
+    member.leave().await;
     started.shutdown.advance(Phase::Releasing);
     background.cancel();
     stop_publishing.cancel();
     started.shutdown.advance(Phase::Stopped);
     drop(started.embedded);
     end
+}
+
+fn bucket(started: &Started) -> Bucket {
+    Bucket::new(
+        started.nats.client.clone(),
+        started.nats.jetstream.clone(),
+        started.fleet_bucket.clone(),
+        started.config.prefix().clone(),
+    )
 }
 
 fn holder(
@@ -91,7 +116,7 @@ fn holder(
         config: Arc::clone(&started.config),
         process: Arc::clone(&started.process),
         nats: started.nats.clone(),
-        bucket: started.fleet_bucket.clone(),
+        bucket: bucket(started),
         streams,
         publishers,
         shared,
@@ -108,7 +133,7 @@ async fn hold_all(started: &Started, holder: &Arc<Holder>) -> Result<(), Fatal> 
     );
     let fresh = started.config.fresh();
     let starts = started.shards.iter();
-    let starts = starts.map(|shard| holder.start(*shard, fresh, |_| true));
+    let starts = starts.map(|shard| holder.start(*shard, fresh));
     let mut starts = futures_util::stream::iter(starts).buffered(STARTS);
     while let Some(outcome) = starts.next().await {
         outcome.map_err(|error| started.nats.unanswered("taking the shards", &error))?;
@@ -122,15 +147,13 @@ fn spawn_background(
     publishers: &[Arc<Publisher>],
     stop: &CancellationToken,
 ) {
-    let queue = Arc::clone(&shared.identifies);
-    spawn_until(stop, queue.run(started.api.clone()));
     let gateway = Arc::clone(&shared.gateway);
     spawn_until(stop, gateway.run(started.api.clone()));
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
 }
 
-fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
     let stop = stop.clone();
     // Ends with the token; what it returns is nothing.
     drop(tokio::spawn(async move {
@@ -218,6 +241,7 @@ fn spawn_publishers(
 
 fn shared(
     started: &Started,
+    desks: &Desks,
     ownership: Ownership,
     fatal: mpsc::Sender<Fatal>,
 ) -> Result<Shared, Fatal> {
@@ -237,22 +261,6 @@ fn shared(
             "shorten it",
         )
     })?;
-    let limit = started.gateway.session_start_limit;
-    let budget = Budget {
-        total: limit.total,
-        remaining: limit.remaining,
-        reset_at_ms: started
-            .gateway_asked_unix_ms
-            .saturating_add(limit.reset_after),
-        max_concurrency: limit.max_concurrency,
-    };
-    let identifies = IdentifyQueue::new(
-        budget,
-        config.identify_reserve_percent(),
-        started.fleet_bucket.clone(),
-        started.metrics.clone(),
-        Arc::clone(&started.process),
-    );
     Ok(Shared {
         dialer: Dialer::new(config.compression()),
         gateway: GatewayUrl::new(started.gateway.url.clone()),
@@ -260,7 +268,7 @@ fn shared(
         identify,
         compression: config.compression(),
         filter: config.events().clone(),
-        identifies,
+        identifies: Arc::clone(&desks.identifies),
         ownership,
         metrics: started.metrics.clone(),
         proxy: config.proxy_id().clone(),

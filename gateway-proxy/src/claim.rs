@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, UpdateErrorKind};
-use schemas::{FleetKey, ShardId, ShardRecord, ShardState};
+use schemas::{FleetKey, ProxyId, ShardId, ShardRecord, ShardState};
 use tracing::warn;
 
+use crate::fleet::bucket::{Bucket, WriteError};
 use crate::ownership::Ownership;
 use crate::recorder::{Common, encode};
 use crate::status::unix_ms;
@@ -36,7 +36,7 @@ pub(crate) struct Claimed {
 /// Why a shard is not ours.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimError {
-    /// Another process holds it, and we may not take it from there.
+    /// Another process holds it, or nobody.
     #[error("shard {shard} is held by {owner}")]
     Held { shard: ShardId, owner: String },
     /// NATS does not let us write.
@@ -44,33 +44,29 @@ pub(crate) enum ClaimError {
     Unanswered { shard: ShardId, reason: String },
 }
 
-/// Takes the shard if `may_take` says so of the record that stands there.
+/// Takes the shard, whoever has it: this process was started to hold it.
 ///
 /// What the earlier owner wrote about the session stays in the record, so that a process that ends
 /// right after this leaves nothing worse behind than it found.
 pub(crate) async fn claim(
     shard: ShardId,
-    bucket: &kv::Store,
+    bucket: &Bucket,
     ownership: &Ownership,
     common: &Common,
-    may_take: impl Fn(&ShardRecord) -> bool,
 ) -> Result<Claimed, ClaimError> {
-    let key = FleetKey::Shard(shard).to_string();
+    let key = FleetKey::Shard(shard);
     let (mut failures, mut conflicts) = (0, 0);
     loop {
-        let attempt = attempt(shard, &key, bucket, ownership, common, &may_take);
-        let outcome = tokio::time::timeout(2 * REQUEST_TIMEOUT, attempt).await;
-        let reason = match outcome {
-            Ok(Ok(Attempt::Done(claimed))) => return Ok(*claimed),
-            Ok(Ok(Attempt::Held(owner))) => return Err(ClaimError::Held { shard, owner }),
-            Ok(Ok(Attempt::Conflict)) if conflicts < CONFLICTS_MAX => {
+        let attempt = attempt(shard, &key, bucket, ownership, common);
+        let reason = match attempt.await {
+            Ok(Attempt::Done(claimed)) => return Ok(*claimed),
+            Ok(Attempt::Conflict) if conflicts < CONFLICTS_MAX => {
                 conflicts += 1;
                 tokio::time::sleep(CONFLICT_PAUSE).await;
                 continue;
             }
-            Ok(Ok(Attempt::Conflict)) => "somebody else writes it all the time".to_owned(),
-            Ok(Err(reason)) => reason,
-            Err(_) => "no answer".to_owned(),
+            Ok(Attempt::Conflict) => "somebody else writes it all the time".to_owned(),
+            Err(reason) => reason,
         };
         failures += 1;
         if failures == ATTEMPTS {
@@ -80,47 +76,160 @@ pub(crate) async fn claim(
     }
 }
 
+/// A shard that was claimed at a certain revision.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// The record's revision with our name.
+    pub(crate) revision: u64,
+    /// Who stood there before.
+    pub(crate) from: Option<ProxyId>,
+}
+
+/// Why a shard was not claimed at a certain revision.
+#[derive(Debug)]
+pub(crate) enum ClaimAtError {
+    /// The record has another revision; this is what stands there.
+    Refused {
+        revision: u64,
+        record: Option<Box<ShardRecord>>,
+    },
+    /// It may have been written or not.
+    Failed(String),
+}
+
+/// Takes the shard if its record has this revision (0: there is none).
+pub(crate) async fn claim_at(
+    shard: ShardId,
+    expected_revision: u64,
+    bucket: &Bucket,
+    ownership: &Ownership,
+    common: &Common,
+) -> Result<Claim, ClaimAtError> {
+    let key = FleetKey::Shard(shard);
+    let entry = bucket.read(&key, REQUEST_TIMEOUT).await;
+    let entry = entry.map_err(ClaimAtError::Failed)?;
+    let earlier = entry
+        .value
+        .and_then(|value| read(shard, &key.to_string(), &value));
+    let refused = |revision, record: Option<ShardRecord>| ClaimAtError::Refused {
+        revision,
+        record: record.map(Box::new),
+    };
+    if entry.revision != expected_revision {
+        return Err(refused(entry.revision, earlier));
+    }
+    let record = taken(shard, earlier.as_ref(), ownership, common);
+    let write = bucket.write(&key, encode(&record), expected_revision, None, REQUEST_TIMEOUT);
+    match write.await {
+        Ok(revision) => Ok(Claim {
+            revision,
+            from: earlier.and_then(|earlier| earlier.owner),
+        }),
+        Err(WriteError::Refused) => {
+            let entry = bucket.read(&key, REQUEST_TIMEOUT).await;
+            let entry = entry.map_err(ClaimAtError::Failed)?;
+            let record = entry
+                .value
+                .and_then(|value| read(shard, &key.to_string(), &value));
+            Err(refused(entry.revision, record))
+        }
+        Err(WriteError::Failed(reason)) => Err(ClaimAtError::Failed(reason)),
+    }
+}
+
+/// The record of a shard that is ours already.
+pub(crate) async fn ours(
+    shard: ShardId,
+    bucket: &Bucket,
+    ownership: &Ownership,
+) -> Result<Claimed, ClaimError> {
+    let key = FleetKey::Shard(shard);
+    let unanswered = |reason| ClaimError::Unanswered { shard, reason };
+    let entry = bucket.read(&key, REQUEST_TIMEOUT).await;
+    let entry = entry.map_err(unanswered)?;
+    let record = entry
+        .value
+        .and_then(|value| read(shard, &key.to_string(), &value));
+    let owner = record.as_ref().and_then(|record| record.owner.as_ref());
+    let owner = owner.map_or("nobody", |owner| owner.as_str()).to_owned();
+    match record {
+        Some(record) if record.owner_instance.as_deref() == Some(&*ownership.instance()) => {
+            Ok(Claimed {
+                earlier: Some(record.clone()),
+                written: record,
+                revision: entry.revision,
+            })
+        }
+        _ => Err(ClaimError::Held { shard, owner }),
+    }
+}
+
+/// Takes our name out of the record of a shard that is not running here.
+pub(crate) async fn disown(
+    shard: ShardId,
+    bucket: &Bucket,
+    ownership: &Ownership,
+) -> Result<u64, ClaimError> {
+    let Claimed {
+        written, revision, ..
+    } = ours(shard, bucket, ownership).await?;
+    let record = ShardRecord {
+        owner: None,
+        owner_instance: None,
+        state: ShardState::Disconnected,
+        changed_at_unix_ms: unix_ms(),
+        ..written
+    };
+    let key = FleetKey::Shard(shard);
+    let write = bucket.write(&key, encode(&record), revision, None, REQUEST_TIMEOUT);
+    write.await.map_err(|error| ClaimError::Unanswered {
+        shard,
+        reason: error.to_string(),
+    })
+}
+
+/// A record that names us, everything else as it was.
+fn taken(
+    shard: ShardId,
+    earlier: Option<&ShardRecord>,
+    ownership: &Ownership,
+    common: &Common,
+) -> ShardRecord {
+    let mut record = earlier.cloned().unwrap_or_else(|| ShardRecord::new(shard));
+    record.owner = Some(common.owner.clone());
+    record.owner_instance = Some(ownership.instance().to_string());
+    record.state = ShardState::Disconnected;
+    record.changed_at_unix_ms = unix_ms();
+    record
+}
+
 enum Attempt {
     Done(Box<Claimed>),
-    Held(String),
     Conflict,
 }
 
 async fn attempt(
     shard: ShardId,
-    key: &str,
-    bucket: &kv::Store,
+    key: &FleetKey,
+    bucket: &Bucket,
     ownership: &Ownership,
     common: &Common,
-    may_take: &impl Fn(&ShardRecord) -> bool,
 ) -> Result<Attempt, String> {
-    let entry = bucket.entry(key).await.map_err(|error| error.to_string())?;
-    let revision = entry.as_ref().map_or(0, |entry| entry.revision);
-    let live = entry.filter(|entry| entry.operation == kv::Operation::Put);
-    let earlier = live.and_then(|entry| read(shard, key, &entry.value));
-    if let Some(record) = &earlier
-        && !may_take(record)
-    {
-        let owner = record.owner.as_ref();
-        let owner = owner.map_or("somebody", |owner| owner.as_str()).to_owned();
-        return Ok(Attempt::Held(owner));
-    }
-    let mut written = earlier
-        .clone()
-        .unwrap_or_else(|| ShardRecord::new(shard));
-    written.owner = Some(common.owner.clone());
-    written.owner_instance = Some(ownership.instance().to_owned());
-    written.state = ShardState::Disconnected;
-    written.changed_at_unix_ms = unix_ms();
-    let update = bucket.update(key, encode(&written), revision);
-    match update.await {
+    let entry = bucket.read(key, REQUEST_TIMEOUT).await?;
+    let revision = entry.revision;
+    let earlier = entry
+        .value
+        .and_then(|value| read(shard, &key.to_string(), &value));
+    let written = taken(shard, earlier.as_ref(), ownership, common);
+    let write = bucket.write(key, encode(&written), revision, None, REQUEST_TIMEOUT);
+    match write.await {
         Ok(revision) => Ok(Attempt::Done(Box::new(Claimed {
             earlier,
             written,
             revision,
         }))),
-        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Attempt::Conflict),
-        Err(error) => Err(error.to_string()),
+        Err(WriteError::Refused) => Ok(Attempt::Conflict),
+        Err(WriteError::Failed(reason)) => Err(reason),
     }
 }
 

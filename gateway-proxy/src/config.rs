@@ -174,6 +174,12 @@ impl Config {
         }
     }
 
+    /// Who coordinates: the highest wins, in every mode.
+    #[must_use]
+    pub const fn coordinator_priority(&self) -> i32 {
+        self.fleet.coordinator_priority
+    }
+
     /// Name of this process.
     #[must_use]
     pub const fn proxy_id(&self) -> &ProxyId {

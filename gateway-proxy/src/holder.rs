@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::Stream;
 use futures_util::future::join_all;
 use gateway_proxy_core::checkpoint::{Decision, Start, Wanted};
@@ -21,10 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::checkpoint::{self, LookupError};
-use crate::claim::{self, ClaimError, Claimed};
+use crate::claim::{self, Claim, ClaimAtError, ClaimError, Claimed};
 use crate::config::Config;
 use crate::exit::Fatal;
+use crate::fleet::bucket::Bucket;
 use crate::nats::Nats;
+use crate::ownership::Ownership;
 use crate::publisher::{Lane, Publisher};
 use crate::recorder::Recorder;
 use crate::shard::{ORDERS_MAX, Order, SessionCell, ShardParts, ShardTask, Shared, Stage};
@@ -47,7 +48,7 @@ pub(crate) struct Means {
     pub(crate) config: Arc<Config>,
     pub(crate) process: Arc<ProcessStatus>,
     pub(crate) nats: Nats,
-    pub(crate) bucket: kv::Store,
+    pub(crate) bucket: Bucket,
     pub(crate) streams: Vec<Stream<()>>,
     pub(crate) publishers: Vec<Arc<Publisher>>,
     pub(crate) shared: Arc<Shared>,
@@ -62,6 +63,7 @@ pub(crate) struct Holder {
     held: Mutex<BTreeMap<u32, Held>>,
     started: AtomicU64,
     changed: Notify,
+    shrunk: Notify,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,8 @@ pub(crate) enum StartError {
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Lookup(#[from] LookupError),
+    #[error("the lease ended before shard {shard} was started")]
+    NoRight { shard: ShardId },
 }
 
 /// How letting go of a shard went.
@@ -102,11 +106,12 @@ impl Holder {
             held: Mutex::default(),
             started: AtomicU64::new(0),
             changed: Notify::new(),
+            shrunk: Notify::new(),
         })
     }
 
-    /// Takes a shard, if `may_take` says so of the record that stands there, and starts it where its
-    /// last owner stopped. A shard held already is left as it is.
+    /// Takes a shard, whoever has it, and starts it where its last owner stopped. A shard held already is
+    /// left as it is.
     ///
     /// # Errors
     /// [`StartError`]; after a failed look-up the shard's record names this process, which does not
@@ -115,20 +120,34 @@ impl Holder {
         self: &Arc<Self>,
         shard: ShardId,
         fresh: bool,
-        may_take: impl Fn(&ShardRecord) -> bool,
     ) -> Result<(), StartError> {
         if self.locked().contains_key(&shard.id()) {
             return Ok(());
         }
+        let (bucket, common) = (&self.means.bucket, self.means.recorder.common());
+        let ownership = &self.means.shared.ownership;
+        let claimed = claim::claim(shard, bucket, ownership, common).await?;
+        self.carry_on(shard, fresh, claimed).await
+    }
+
+    /// Starts a shard whose record names this process already.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(crate) async fn run(self: &Arc<Self>, shard: ShardId) -> Result<(), StartError> {
+        let ownership = &self.means.shared.ownership;
+        let claimed = claim::ours(shard, &self.means.bucket, ownership).await?;
+        self.carry_on(shard, false, claimed).await
+    }
+
+    async fn carry_on(
+        self: &Arc<Self>,
+        shard: ShardId,
+        fresh: bool,
+        claimed: Claimed,
+    ) -> Result<(), StartError> {
         let means = &self.means;
-        let claimed = claim::claim(
-            shard,
-            &means.bucket,
-            &means.shared.ownership,
-            means.recorder.common(),
-            may_take,
-        )
-        .await?;
+        let joined = means.shared.ownership.instance();
         let wanted = Wanted {
             shard,
             intents: means.config.intents(),
@@ -144,6 +163,12 @@ impl Holder {
             || means.nats.refused().is_some(),
         )
         .await?;
+        // The look-up took time; a lease may have ended meanwhile, and everything with it.
+        means.recorder.retire(shard.id()).await;
+        let ownership = &means.shared.ownership;
+        if !ownership.fence().holds() || ownership.instance() != joined {
+            return Err(StartError::NoRight { shard });
+        }
         self.spawn(shard, claimed, decision);
         Ok(())
     }
@@ -225,6 +250,20 @@ impl Holder {
     /// Lets go of one shard within `patience`, so that another process can carry it on at once.
     /// `None`: it is not held, or already being let go of.
     pub(crate) async fn release(&self, id: u32, patience: Duration) -> Option<Released> {
+        let until = Instant::now() + patience;
+        let unstored = self.stop(id, patience).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        let revision = self.write_release(id, left.max(LAST_WORDS)).await;
+        Some(Released {
+            unstored,
+            recorded: revision.is_some(),
+        })
+    }
+
+    /// Stops a shard: nothing of it is on its way any more, and its record still names this process.
+    /// Returns how many events were not stored in time; Discord replays them. `None`: it is not held, or
+    /// already being let go of.
+    pub(crate) async fn stop(&self, id: u32, patience: Duration) -> Option<usize> {
         let (parts, done) = self.begin_to_leave(id)?;
         let until = Instant::now() + patience;
         let left = || until.saturating_duration_since(Instant::now());
@@ -240,11 +279,16 @@ impl Holder {
         let last_words = left().max(LAST_WORDS);
         let stored = tokio::time::timeout(last_words, parts.lane.settled()).await;
         let unstored = if stored.is_ok() { 0 } else { drop_rest(&parts).await };
-        // The last word: whoever reads it may start.
-        let recorder = &self.means.recorder;
-        let recorded = recorder.release(id, left().max(LAST_WORDS)).await;
+        parts.lane.close();
+        Some(unstored)
+    }
+
+    /// The last word on a stopped shard: whoever reads it may start. Returns the record's revision,
+    /// `None` if it could not be written.
+    pub(crate) async fn write_release(&self, id: u32, patience: Duration) -> Option<u64> {
+        let revision = self.means.recorder.release(id, patience).await;
         self.forget(id);
-        Some(Released { unstored, recorded })
+        revision
     }
 
     /// Lets go of everything, and says so in the log if something did not work out.
@@ -268,28 +312,59 @@ impl Holder {
         }
     }
 
+    /// Writes our name into the shard's record, if that has this revision.
+    pub(crate) async fn claim_at(
+        &self,
+        shard: ShardId,
+        expected_revision: u64,
+    ) -> Result<Claim, ClaimAtError> {
+        let (bucket, common) = (&self.means.bucket, self.means.recorder.common());
+        let ownership = &self.means.shared.ownership;
+        claim::claim_at(shard, expected_revision, bucket, ownership, common).await
+    }
+
+    /// The last word on a stopped shard, also of one that never ran here. Returns the record's revision,
+    /// `None` if it could not be written.
+    pub(crate) async fn give_away(&self, shard: ShardId, patience: Duration) -> Option<u64> {
+        if self.locked().contains_key(&shard.id()) {
+            return self.write_release(shard.id(), patience).await;
+        }
+        let ownership = &self.means.shared.ownership;
+        match claim::disown(shard, &self.means.bucket, ownership).await {
+            Ok(revision) => Some(revision),
+            Err(error) => {
+                warn!(%error, "a shard was not given away");
+                None
+            }
+        }
+    }
+
     /// Closes every connection without publishing or writing another word.
     pub(crate) async fn abandon_all(&self) {
-        let mut ends = Vec::new();
-        for held in self.locked().values_mut() {
+        join_all(self.ids().into_iter().map(|id| self.abandon(id))).await;
+    }
+
+    /// Closes a shard's connection without publishing or writing another word: it is another's.
+    pub(crate) async fn abandon(&self, id: u32) {
+        let (parts, done) = {
+            let mut held = self.locked();
+            let Some(held) = held.get_mut(&id) else {
+                return;
+            };
             held.leaving = true;
-            held.parts.lane.close();
-            held.parts.leave.advance(Stage::Releasing);
-            ends.push((held.shard.id(), held.done.clone()));
+            (held.parts.clone(), held.done.clone())
+        };
+        parts.lane.close();
+        parts.leave.advance(Stage::Releasing);
+        self.means.recorder.retire(id).await;
+        parts.publisher.sweep();
+        if tokio::time::timeout(ABANDON_PATIENCE, done.cancelled())
+            .await
+            .is_err()
+        {
+            warn!(shard = %parts.status.shard(), "the connection of a shard that is not ours any more does not close");
         }
-        for (id, _) in &ends {
-            self.means.recorder.forget(*id);
-        }
-        for publisher in &self.means.publishers {
-            publisher.sweep();
-        }
-        let all = join_all(ends.iter().map(|(_, done)| done.cancelled()));
-        if tokio::time::timeout(ABANDON_PATIENCE, all).await.is_err() {
-            warn!("connections of shards that are not ours any more do not close");
-        }
-        for (id, _) in ends {
-            self.forget(id);
-        }
+        self.forget(id);
     }
 
     /// Passes an operator's wish on. `false`: the shard is not held, or does not listen.
@@ -309,6 +384,21 @@ impl Holder {
         self.locked().values().map(|held| held.shard).collect()
     }
 
+    /// This process as an owner.
+    pub(crate) fn ownership(&self) -> &Ownership {
+        &self.means.shared.ownership
+    }
+
+    /// Where a reason to give up goes.
+    pub(crate) fn fatal(&self) -> mpsc::Sender<Fatal> {
+        self.means.shared.fatal.clone()
+    }
+
+    /// Waits until a shard went, for whoever waits for the last one.
+    pub(crate) async fn shrunk(&self) {
+        self.shrunk.notified().await;
+    }
+
     /// Waits until a shard came or went; one change may be reported late, none is missed.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
@@ -325,6 +415,7 @@ impl Holder {
         self.locked().remove(&id);
         self.means.process.remove_shard(id);
         self.changed.notify_one();
+        self.shrunk.notify_one();
     }
 
     /// A task ended by itself: another process took the shard, or Discord refuses it.
@@ -355,6 +446,7 @@ impl Holder {
             drop(self.means.shared.fatal.try_send(fatal));
         }
         self.changed.notify_one();
+        self.shrunk.notify_one();
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<u32, Held>> {

@@ -14,6 +14,7 @@ mod task;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(test)]
 use std::time::Duration;
 
 use tokio::sync::Notify;

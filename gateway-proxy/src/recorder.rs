@@ -117,12 +117,11 @@ impl Recorder {
         }
     }
 
-    /// Says that nobody holds the shard, and where to carry on. `false`: it could not be written
-    /// within `patience`, or the shard is another's. Nothing more is written of it in any case.
-    pub(crate) async fn release(&self, id: u32, patience: Duration) -> bool {
-        let Some(entry) = locked(&self.shards).remove(&id) else {
-            return false;
-        };
+    /// Says that nobody holds the shard, and where to carry on. Returns the record's revision; `None`: it
+    /// could not be written within `patience`, or the shard is another's. Nothing more is written of it
+    /// in any case.
+    pub(crate) async fn release(&self, id: u32, patience: Duration) -> Option<u64> {
+        let entry = locked(&self.shards).remove(&id)?;
         let release = async {
             let mut written = entry.written.lock().await;
             loop {
@@ -132,18 +131,26 @@ impl Recorder {
                 record.state = ShardState::Disconnected;
                 record.changed_at_unix_ms = unix_ms();
                 if entry.parts.lost.is_lost() {
-                    return false;
+                    return None;
                 }
                 self.write(&entry.parts, &mut written, record).await;
                 if written.record.owner.is_none() {
-                    return true;
+                    return Some(written.revision);
                 }
                 tokio::time::sleep(RELEASE_PAUSE).await;
             }
         };
         let released = tokio::time::timeout(patience, release).await;
         entry.written.lock().await.over = true;
-        released.unwrap_or(false)
+        released.ok().flatten()
+    }
+
+    /// Writes nothing more of a shard; a write that is on its way is waited for.
+    pub(crate) async fn retire(&self, id: u32) {
+        let entry = locked(&self.shards).remove(&id);
+        if let Some(entry) = entry {
+            entry.written.lock().await.over = true;
+        }
     }
 
     /// Lets go without a word: the record is another's, or about to be.
@@ -189,7 +196,7 @@ impl Recorder {
         let earlier = &written.record;
         let mut record = ShardRecord::new(status.shard());
         record.owner = Some(self.common.owner.clone());
-        record.owner_instance = Some(self.ownership.instance().to_owned());
+        record.owner_instance = Some(self.ownership.instance().to_string());
         record.state = status.state();
         match known {
             Some(known) => {

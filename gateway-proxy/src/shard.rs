@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use gateway_proxy_core::close::FatalClose;
-use gateway_proxy_core::identify::Priority;
+use gateway_proxy_core::fleet::limiter::Permit;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
 use gateway_proxy_core::session::{
     Action, CloseReason, EndReason, Endpoint, Phase, Resumable, Session,
 };
+use schemas::control::{IdentifyOutcome, IdentifyPriority};
 use schemas::{ProxyEvent, ProxyShard, ShardId, ShardState, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
-use crate::identify::IdentifyQueue;
+use crate::identify::Identifies;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher};
@@ -54,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) identify: IdentifyOptions,
     pub(crate) compression: Compression,
     pub(crate) filter: EventFilter,
-    pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) identifies: Arc<Identifies>,
     pub(crate) ownership: Ownership,
     pub(crate) metrics: Metrics,
     pub(crate) proxy: schemas::ProxyId,
@@ -113,7 +114,7 @@ enum Dialed {
 enum Wake {
     Dialed(Dialed),
     Received(Received),
-    Granted,
+    Granted(Permit),
     Deadline,
     /// The publish buffer has room again.
     Room,
@@ -144,7 +145,10 @@ pub(crate) struct ShardTask {
     parts: ShardParts,
     session: Session,
     intake: Intake,
-    grant: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    grant: Option<Pin<Box<dyn Future<Output = Permit> + Send>>>,
+    // Number of the grant whose IDENTIFY is to be sent, and of the one whose READY is awaited.
+    permitted: Option<u64>,
+    identified: Option<u64>,
     stage: Stage,
     full_since: Option<Instant>,
     // What ended the last connection, for the counter and the state change.
@@ -175,6 +179,8 @@ impl ShardTask {
             session,
             intake,
             grant: None,
+            permitted: None,
+            identified: None,
             stage: Stage::Running,
             full_since: None,
             ended_by: "start".to_owned(),
@@ -238,7 +244,7 @@ impl ShardTask {
             proxy = lost.lost() => Wake::TakenOver(proxy),
             Some(order) = self.orders.recv() => Wake::Ordered(order),
             // 3: the right to identify: its window passes.
-            () = grant => Wake::Granted,
+            permit = grant => Wake::Granted(permit),
             // 4: frames and the dial.
             wake = connection => wake,
             // 5: back-pressure.
@@ -288,12 +294,7 @@ impl ShardTask {
                 self.taken_over(&proxy);
             }
             Wake::Received(received) => self.take_in(received, link, now),
-            Wake::Granted => {
-                self.grant = None;
-                if !self.session.handle_identify_granted(now) {
-                    self.shared.identifies.give_back();
-                }
-            }
+            Wake::Granted(permit) => self.granted(permit, now),
             Wake::Deadline => self.session.handle_timeout(fastrand::f64(), now),
             Wake::Room => {}
             Wake::Overloaded => {
@@ -486,15 +487,51 @@ impl ShardTask {
 
     fn request_grant(&mut self) {
         let priority = if self.had_session {
-            Priority::Lost
+            IdentifyPriority::Failed
         } else {
-            Priority::New
+            IdentifyPriority::Start
         };
         let identifies = Arc::clone(&self.shared.identifies);
         let shard = self.shard();
         self.grant = Some(Box::pin(async move {
-            identifies.grant(shard, priority).await;
+            identifies.grant(shard, priority).await
         }));
+    }
+
+    /// A grant ends, and so may the right to act at all: whoever has the shard then identifies it.
+    fn granted(&mut self, permit: Permit, now: Instant) {
+        self.grant = None;
+        let grant = permit.grant;
+        if !permit.is_good(now) || !self.shared.ownership.fence().holds() {
+            self.report(grant, IdentifyOutcome::Unused);
+            self.request_grant();
+        } else if self.session.handle_identify_granted(now) {
+            self.permitted = Some(grant);
+        } else {
+            self.report(grant, IdentifyOutcome::Unused);
+        }
+    }
+
+    fn report(&self, grant: u64, outcome: IdentifyOutcome) {
+        self.shared.identifies.report(self.shard(), grant, outcome);
+    }
+
+    /// Tells what became of the last IDENTIFY, once that is clear.
+    fn settle_identify(&mut self) {
+        let Some(grant) = self.identified else { return };
+        let outcome = match self.session.phase() {
+            Phase::Identifying => return,
+            Phase::Ready => IdentifyOutcome::Ready,
+            Phase::Waiting
+            | Phase::Connecting
+            | Phase::AwaitingHello
+            | Phase::AwaitingGrant
+            | Phase::Resuming
+            | Phase::Stopped
+            | Phase::Fatal => IdentifyOutcome::Failed,
+        };
+        self.identified = None;
+        self.report(grant, outcome);
     }
 
     async fn identify(&mut self, link: &mut Link) {
@@ -507,6 +544,10 @@ impl ShardTask {
             Ok(payload) => self.send(payload, link).await,
             // Checked at start; a presence cannot grow meanwhile.
             Err(error) => warn!(shard = %self.shard(), %error, "IDENTIFY was not sent"),
+        }
+        self.identified = self.permitted.take();
+        if let Some(grant) = self.identified {
+            self.report(grant, IdentifyOutcome::Sent);
         }
     }
 
@@ -541,6 +582,7 @@ impl ShardTask {
 
     /// Shows the session's state, and stores a marker when the shard comes up or goes down.
     fn publish_state(&mut self) {
+        self.settle_identify();
         let state = state_of(self.session.phase());
         let status = &self.parts.status;
         if let Some(latency) = self.session.latency() {
