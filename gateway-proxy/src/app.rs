@@ -25,6 +25,7 @@ use crate::membership::{Desks, Membership};
 use crate::gateway_url::GatewayUrl;
 use crate::holder::{Holder, Means};
 use crate::ownership::Ownership;
+use crate::progress;
 use crate::publisher::{self, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
 use crate::shard::Shared;
@@ -151,6 +152,8 @@ fn spawn_background(
     spawn_until(stop, gateway.run(started.api.clone()));
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
+    let progress = progress::run(Arc::clone(&started.process), started.config.log_format());
+    spawn_until(stop, progress);
 }
 
 pub(crate) fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {

@@ -7,6 +7,7 @@ pub(crate) mod coordinator;
 pub(crate) mod leadership;
 pub(crate) mod service;
 pub(crate) mod states;
+pub(crate) mod table;
 mod write;
 
 use leadership::Leadership;

@@ -29,6 +29,7 @@ mod holder;
 mod identify;
 mod membership;
 mod ownership;
+mod progress;
 mod publisher;
 mod recorder;
 mod shard;

@@ -170,6 +170,11 @@ impl Fleet {
     }
 }
 
+/// A verb an operator types.
+fn verb(fleet: &Fleet, args: &[&str]) -> Run {
+    Run::new(args).env("NATS_URL", &fleet.rig.nats.url())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_that_starts_cold_shares_the_shards_evenly_and_identifies_each_once() {
     let config = Config {
@@ -310,5 +315,225 @@ async fn a_second_process_of_the_same_name_ends_with_78_and_names_the_first() {
     let http = fleet.proxy("a").http().await.to_string();
     let finished = fleet.member("a").finish().await;
     finished.expect(78, &["a is alive", &http, "--proxy-id"]);
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_empties_a_proxy_which_then_exits_0() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b", "c"]).await;
+    // The coordinator itself: another one has to end what it began.
+    let leader = fleet.leader().await;
+    let finished = verb(&fleet, &["drain", &leader]).finish().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert!(finished.stdout.contains(&format!("{leader} has ended")), "{finished:#?}");
+    let proxy = fleet.proxies.remove(&leader).unwrap();
+    let finished = proxy.finish().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    fleet.carried_on_without(&leader).await;
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_moves_one_shard_and_restart_connects_it_anew() {
+    let fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    let plan = fleet.plan().await;
+    let to = if plan.shards[&3].as_str() == "a" { "b" } else { "a" };
+    let finished = verb(&fleet, &["migrate", "3", to]).finish().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert!(finished.stdout.contains(&format!("{to} delivers shard 3")), "{finished:#?}");
+    let moved = fleet.plan().await;
+    let differ = (0..12).filter(|shard| moved.shards[shard] != plan.shards[shard]);
+    assert_eq!(differ.collect::<Vec<_>>(), [3]);
+    let http = fleet.proxy(to).http().await;
+    let resumes = |body: &str| {
+        let health: schemas::health::Health = serde_json::from_str(body).unwrap();
+        let shard = health.shards.iter().find(|shard| shard.shard.id() == 3);
+        shard.map_or(0, |shard| shard.resumes)
+    };
+    assert_eq!(resumes(&crate::harness::get(http, "/health").await.1), 1);
+    let finished = verb(&fleet, &["restart", "3"]).finish().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    eventually(http, "/health", |_, body| resumes(body) == 2).await;
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_with_a_fresh_session_identifies_once_and_announces_the_gap() {
+    let fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    let finished = verb(&fleet, &["restart", "5", "--fresh"]).finish().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    for proxy in fleet.proxies.values() {
+        eventually(proxy.http().await, "/health", |_, body| {
+            let health: schemas::health::Health = serde_json::from_str(body).unwrap();
+            let mut fifth = health.shards.iter().filter(|shard| shard.shard.id() == 5);
+            fifth.all(|shard| shard.gaps == 1 && shard.status.is_ready())
+        })
+        .await;
+    }
+    fleet.rig.simulator.set_load(Load::quiet());
+    let proxies: Vec<&Proxy> = fleet.proxies.values().collect();
+    let report = fleet.rig.expect_clean(&proxies).await;
+    assert_eq!((report.identifies, report.gaps.len()), (13, 1), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_refused_by_name() {
+    let fleet = Fleet::start(twelve_shards(), &["a"]).await;
+    for (args, parts) in [
+        (["drain", "nobody"].as_slice(), ["no proxy nobody", "there are: a"].as_slice()),
+        (&["migrate", "3", "nobody"], &["no proxy nobody"]),
+        (&["migrate", "99", "a"], &["shard 99", "no such shard"]),
+        (&["restart", "99"], &["no proxy holds shard 99"]),
+        (&["drain", "a b"], &["a b"]),
+        (&["status", "--nats-url", "embedded"], &["--nats-url", "embedded"]),
+    ] {
+        verb(&fleet, args).finish().await.expect(64, parts);
+    }
+    let strange = verb(&fleet, &["status", "--subject-prefix", "other"]).finish().await;
+    strange.expect(78, &["other_fleet"]);
+    let client = fleet.rig.client().await;
+    let answer = client.request("discord.fleet.migrate", "nonsense".into()).await.unwrap();
+    let headers = answer.headers.unwrap();
+    assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "400");
+    assert!(headers.get("Nats-Service-Error").unwrap().as_str().contains("nonsense"));
+    let there = verb(&fleet, &["migrate", "3", "a"]).finish().await;
+    assert!(there.stdout.contains("a has shard 3 already"), "{there:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_every_proxy_and_shard_and_the_coordinator_answers_over_http() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a"]).await;
+    fleet.join("b", &["--zone", "west", "--max-shards", "5"]).await;
+    fleet.all_ready().await;
+    let status = verb(&fleet, &["status"]).finish().await;
+    let leader = fleet.leader().await;
+    let head = format!("healthy: 12 of 12 shards ready, 2 proxies, coordinated by {leader}");
+    assert!(status.stdout.starts_with(&head), "{status:#?}");
+    let line = status.stdout.lines().find(|line| line.starts_with("b ")).unwrap();
+    assert!(line.contains("5/5") && line.contains("west"), "{line}");
+    let shards = status.stdout.lines().filter(|line| line.contains(" ready "));
+    assert_eq!(shards.count(), 14, "{}", status.stdout);
+    let json = verb(&fleet, &["status", "--json"]).finish().await;
+    let state: ClusterState = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(state.workers.len(), 2);
+    for (name, proxy) in &fleet.proxies {
+        let wanted = if *name == leader { 200 } else { 503 };
+        let http = proxy.http().await;
+        let body = eventually(http, "/cluster/state", |status, _| status == wanted).await;
+        if wanted == 200 {
+            assert_eq!(serde_json::from_str::<ClusterState>(&body).unwrap().total_shards, 12);
+        } else {
+            assert!(body.contains(&leader), "{body}");
+        }
+    }
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_without_room_are_named_and_the_others_run() {
+    let mut fleet = Fleet::empty(twelve_shards()).await;
+    fleet.join("a", &["--max-shards", "5"]).await;
+    fleet.join("b", &["--max-shards", "4"]).await;
+    fleet
+        .until("nine shards are ready", |state| {
+            state.ready_shards == 9 && state.unplaced_shards.len() == 3
+        })
+        .await;
+    let leader = fleet.leader().await;
+    let proxy = fleet.proxy(&leader);
+    proxy.logged("have room for 9 of 12 shards").await;
+    let http = proxy.http().await;
+    let unready = eventually(http, "/ready", |status, _| status == 503).await;
+    assert!(unready.contains("without a place"), "{unready}");
+    let health = eventually(http, "/health", |_, body| body.contains("unplaced_shards")).await;
+    let health: schemas::health::Health = serde_json::from_str(&health).unwrap();
+    assert_eq!(health.fleet.unwrap().unplaced_shards.len(), 3);
+    // Room comes, and with it the rest.
+    fleet.join("c", &[]).await;
+    fleet.all_ready().await;
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_shards_stay_with_their_proxy() {
+    let mut fleet = Fleet::empty(twelve_shards()).await;
+    fleet.join("pinned", &["--shard-ids", "0,7"]).await;
+    fleet.join("a", &[]).await;
+    fleet.all_ready().await;
+    let shards = fleet.plan().await.shards;
+    let pinned = shards.iter().filter(|(_, proxy)| proxy.as_str() == "pinned");
+    assert_eq!(pinned.map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 7]);
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_in_the_bucket_is_named_and_survived() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    let jetstream = async_nats::jetstream::new(fleet.rig.client().await);
+    let bucket = jetstream.get_key_value("discord_fleet").await.unwrap();
+    for (key, value) in [
+        ("member.ghost", "{"),
+        ("member", "x"),
+        ("shard.12.99", "{}"),
+        ("shard.12.3", "what?"),
+        ("identify", "[]"),
+        ("plan", "no plan"),
+        ("leader", "me"),
+    ] {
+        bucket.put(key, value.into()).await.unwrap();
+    }
+    fleet.join("c", &[]).await;
+    fleet.all_ready().await;
+    let status = verb(&fleet, &["status"]).finish().await;
+    assert!(status.stdout.contains("unreadable values in the bucket: member.ghost"), "{status:#?}");
+    let logs: Vec<String> = fleet.logs().into_iter().flat_map(|(_, log)| log).collect();
+    for key in ["member.ghost", "shard.12.99", "\"plan\"", "\"leader\"", "\"identify\""] {
+        assert!(logs.iter().any(|line| line.contains(key)), "{key} is not named");
+    }
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_of_a_newer_version_is_not_followed_and_what_runs_goes_on() {
+    let fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    let jetstream = async_nats::jetstream::new(fleet.rig.client().await);
+    let bucket = jetstream.get_key_value("discord_fleet").await.unwrap();
+    let plan = fleet.plan().await;
+    let newer = Plan {
+        epoch: plan.epoch + 1,
+        format: Plan::FORMAT + 1,
+        shards: BTreeMap::new(),
+        ..plan
+    };
+    let value = serde_json::to_vec(&newer).unwrap();
+    bucket.put("plan", value.into()).await.unwrap();
+    for proxy in fleet.proxies.values() {
+        proxy.logged("the plan has format 2").await;
+    }
+    let leader = fleet.leader().await;
+    fleet.proxy(&leader).logged("is of a newer version").await;
+    assert_eq!(fleet.plan().await.format, Plan::FORMAT + 1);
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_higher_priority_takes_the_coordination_back_without_moving_a_shard() {
+    let mut fleet = Fleet::empty(twelve_shards()).await;
+    fleet.join("a", &["--coordinator-priority", "5"]).await;
+    fleet.join("b", &[]).await;
+    fleet.all_ready().await;
+    fleet.kill("a").await;
+    fleet.carried_on_without("a").await;
+    assert_eq!(fleet.leader().await, "b");
+    fleet.join("a", &["--coordinator-priority", "5"]).await;
+    fleet.all_ready().await;
+    fleet.proxy("a").logged("this proxy coordinates").await;
+    let plan = fleet.plan().await;
+    fleet
+        .until("a coordinates", |state| {
+            state.coordinator.as_ref().is_some_and(|proxy| proxy.as_str() == "a")
+        })
+        .await;
+    assert_eq!(fleet.plan().await.shards, plan.shards);
     fleet.expect_clean(12).await;
 }
