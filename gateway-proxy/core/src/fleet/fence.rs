@@ -196,6 +196,11 @@ impl Fence {
                 }
                 Next::At(_) | Next::Answer => None,
             },
+            // The answer got lost on the way through the driver.
+            State::Joining { since } if now >= *since + self.ttl => {
+                self.joins_again(now);
+                None
+            }
             State::Outside { .. } | State::Joining { .. } | State::Closing => None,
         }
     }
@@ -212,7 +217,8 @@ impl Fence {
                     Next::Answer => end,
                 })
             }
-            State::Joining { .. } | State::Lost | State::Closing => None,
+            State::Joining { since } => Some(since + self.ttl),
+            State::Lost | State::Closing => None,
         }
     }
 
@@ -328,6 +334,17 @@ mod tests {
             })
         );
         assert!(fence.may_act(start + 801 * MS));
+    }
+
+    #[test]
+    fn a_join_that_is_never_answered_is_tried_again() {
+        let start = Instant::now();
+        let mut fence = Fence::new(TTL, start);
+        assert_eq!(fence.poll_action(start), Some(Action::Join));
+        assert_eq!(fence.poll_timeout(), Some(start + TTL));
+        assert_eq!(fence.poll_action(start + TTL), None);
+        let again = fence.poll_timeout().unwrap();
+        assert_eq!(fence.poll_action(again), Some(Action::Join));
     }
 
     #[test]

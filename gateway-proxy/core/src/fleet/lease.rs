@@ -183,6 +183,10 @@ impl Candidate {
     pub fn handle_put(&mut self, revision: u64, leader: Option<Leader>, now: Instant) {
         if let Some(leader) = &leader {
             self.epoch = self.epoch.max(leader.epoch);
+            if leader.proxy != self.me {
+                // A hand-back that was taken up needs no rest.
+                self.handed_back_at = None;
+            }
         }
         if let State::Leading { held, epoch, .. } = &mut self.state
             && revision > held.revision
@@ -280,7 +284,14 @@ impl Candidate {
                 self.state = State::Watching { not_before: None };
                 Action::StepDown { delete: None }
             }
-            State::Acquiring { .. } => Action::Wait(now + self.ttl),
+            State::Acquiring { since, .. } if now < since + self.ttl => {
+                Action::Wait(since + self.ttl)
+            }
+            // The answer got lost on the way through the driver.
+            State::Acquiring { .. } => {
+                self.state = self.later(now);
+                Action::Wait(now)
+            }
             State::Leading {
                 held,
                 epoch,

@@ -187,3 +187,14 @@ fn garbage_in_the_key_ends_like_a_lease() {
     assert_eq!(action, acquire(4, 1));
     assert!(at >= now + TTL);
 }
+
+#[test]
+fn a_coordinator_to_be_whose_answer_got_lost_tries_again() {
+    let now = Instant::now();
+    let view = view(&[("me", 0, 5)], now);
+    let mut candidate = Candidate::new(name("me"), TTL);
+    assert_eq!(candidate.observe(&view, true, now), acquire(0, 1));
+    let (action, at) = patiently(&mut candidate, &view, now);
+    assert_eq!(action, acquire(0, 1));
+    assert!(at >= now + TTL && at < now + 2 * TTL);
+}

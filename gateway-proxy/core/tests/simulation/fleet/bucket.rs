@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gateway_proxy_core::fleet::Gone;
-use schemas::{IdentifyState, Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
+use schemas::{Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
@@ -13,7 +13,6 @@ pub(crate) enum Key {
     Leader,
     Plan,
     Shard(ShardId),
-    Identify,
 }
 
 #[derive(Clone, Debug)]
@@ -22,7 +21,6 @@ pub(crate) enum Value {
     Leader(Leader),
     Plan(Plan),
     Shard(Box<ShardRecord>),
-    Identify(IdentifyState),
     Garbage,
     Gone(Gone),
 }
@@ -52,16 +50,30 @@ pub(crate) struct Bucket {
     /// Keys stay although their TTL is over: what a client's bug or an old server does.
     pub(crate) never_expires: bool,
     /// How late the server notices that a TTL is over.
-    pub(crate) expires_late: Duration,
+    expires_late: Duration,
 }
 
 impl Bucket {
-    pub(crate) fn write(&mut self, write: &Write, now: Duration) -> Result<u64, Option<Entry>> {
+    pub(crate) fn new(never_expires: bool, expires_late: Duration) -> Self {
+        Self {
+            never_expires,
+            expires_late,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        write: &Write,
+        now: Duration,
+    ) -> Result<u64, Option<Box<Entry>>> {
         let current = self.by_key.get(&write.key).copied();
         if let Some(expected) = write.expected_revision
             && expected != current.unwrap_or(0)
         {
-            return Err(current.and_then(|revision| self.by_revision.get(&revision).cloned()));
+            return Err(
+                current.and_then(|revision| self.by_revision.get(&revision).cloned().map(Box::new))
+            );
         }
         let expires_at = write.ttl.map(|ttl| now + ttl + self.expires_late);
         Ok(self.store(write.key.clone(), write.value.clone(), expires_at))

@@ -25,7 +25,7 @@ pub(crate) enum Message {
     Reset,
     Entry(Entry),
     Listed,
-    Written(u64, Result<u64, Option<Entry>>),
+    Written(u64, Result<u64, Option<Box<Entry>>>),
 }
 
 #[derive(Clone, Debug)]
@@ -426,14 +426,19 @@ impl Process {
         }
     }
 
-    fn answered(&mut self, pending: Pending, result: Result<u64, Option<Entry>>, now: Instant) {
+    fn answered(
+        &mut self,
+        pending: Pending,
+        result: Result<u64, Option<Box<Entry>>>,
+        now: Instant,
+    ) {
         let Pending { why, sent_at } = pending;
         match (why, result) {
             (Why::Join | Why::Renew, Ok(revision)) => {
                 self.fence.handle_written(revision, sent_at, now);
             }
             (Why::Join | Why::Renew, Err(entry)) => {
-                let current = match &entry {
+                let current = match entry.as_deref() {
                     Some(Entry {
                         value: Value::Member(member),
                         revision,
@@ -494,7 +499,7 @@ impl Process {
                     .handle_record(*shard, revision, Some(record), now);
             }
             (Key::Shard(shard), _) => self.handover.handle_record(*shard, revision, None, now),
-            (Key::Plan | Key::Identify, _) => {}
+            (Key::Plan, _) => {}
         }
     }
 

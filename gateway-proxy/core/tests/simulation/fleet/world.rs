@@ -58,9 +58,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, shard_count: u32) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut bucket = Bucket::default();
-        bucket.never_expires = rng.u8(0..10) == 0;
-        bucket.expires_late = Duration::from_millis(rng.u64(0..60));
+        let bucket = Bucket::new(rng.u8(0..10) == 0, Duration::from_millis(rng.u64(0..60)));
         let delay_max = Duration::from_millis(*rng.choice(&[2, 2, 20, 150]).unwrap());
         Self {
             rng,
@@ -73,6 +71,12 @@ impl World {
             delay_max,
             named: 0,
         }
+    }
+
+    /// Short ways, and a server as it should be.
+    pub(crate) fn be_calm(&mut self) {
+        self.delay_max = Duration::from_millis(2);
+        self.bucket.never_expires = false;
     }
 
     /// Starts a process; with a name that is taken, a second one of it.
