@@ -21,9 +21,9 @@ use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::fence::Fence;
 use crate::fleet::bucket::Bucket;
-use crate::membership::{Desks, Membership};
 use crate::gateway_url::GatewayUrl;
 use crate::holder::{Holder, Means};
+use crate::membership::{Desks, Membership};
 use crate::ownership::Ownership;
 use crate::progress;
 use crate::publisher::{self, Publisher, Reconcile};
@@ -45,7 +45,11 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     let fleet = started.config.fleet().is_some();
     let stop_publishing = CancellationToken::new();
     let background = CancellationToken::new();
-    let fence = if fleet { Fence::down() } else { Fence::endless() };
+    let fence = if fleet {
+        Fence::down()
+    } else {
+        Fence::endless()
+    };
     let ownership = Ownership::new(started.fleet_bucket.clone(), fence);
     spawn_until(&background, ownership.clone().tick());
     let streams = open_streams(&started).await?;
@@ -76,7 +80,9 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     started.process.set_draining();
     let until = Instant::now() + started.shutdown.grace_period();
     if end.is_ok() {
-        member.hand_over(&holder, started.shutdown.grace_period()).await;
+        member
+            .hand_over(&holder, started.shutdown.grace_period())
+            .await;
     }
     member.stop_following();
     let rest = until.saturating_duration_since(Instant::now());
@@ -156,7 +162,10 @@ fn spawn_background(
     spawn_until(stop, progress);
 }
 
-pub(crate) fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn_until(
+    stop: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
     let stop = stop.clone();
     // Ends with the token; what it returns is nothing.
     drop(tokio::spawn(async move {

@@ -119,7 +119,13 @@ pub(crate) async fn claim_at(
         return Err(refused(entry.revision, earlier));
     }
     let record = taken(shard, earlier.as_ref(), ownership, common);
-    let write = bucket.write(&key, encode(&record), expected_revision, None, REQUEST_TIMEOUT);
+    let write = bucket.write(
+        &key,
+        encode(&record),
+        expected_revision,
+        None,
+        REQUEST_TIMEOUT,
+    );
     match write.await {
         Ok(revision) => Ok(Claim {
             revision,

@@ -240,7 +240,9 @@ impl Holder {
         ShardParts {
             lane: Lane::new(self.means.config.prefix(), shard, mark),
             status,
-            session: Arc::new(SessionCell::new(session.resumable().map(|known| (0, known)))),
+            session: Arc::new(SessionCell::new(
+                session.resumable().map(|known| (0, known)),
+            )),
             publisher: Arc::clone(&publishers[shard.id() as usize % publishers.len()]),
             lost: Arc::default(),
             leave: crate::shard::Leave::default(),
@@ -273,12 +275,19 @@ impl Holder {
         drop(tokio::time::timeout(storing, parts.lane.settled()).await);
         parts.leave.advance(Stage::Releasing);
         let closing = left().max(LAST_WORDS);
-        if tokio::time::timeout(closing, done.cancelled()).await.is_err() {
+        if tokio::time::timeout(closing, done.cancelled())
+            .await
+            .is_err()
+        {
             warn!(shard = %parts.status.shard(), "the shard's task outlived its time");
         }
         let last_words = left().max(LAST_WORDS);
         let stored = tokio::time::timeout(last_words, parts.lane.settled()).await;
-        let unstored = if stored.is_ok() { 0 } else { drop_rest(&parts).await };
+        let unstored = if stored.is_ok() {
+            0
+        } else {
+            drop_rest(&parts).await
+        };
         parts.lane.close();
         Some(unstored)
     }

@@ -100,7 +100,11 @@ impl Identifies {
     }
 
     /// Waits for this shard's turn. Dropping the future gives the place up.
-    pub(crate) async fn grant(self: &Arc<Self>, shard: ShardId, priority: IdentifyPriority) -> Permit {
+    pub(crate) async fn grant(
+        self: &Arc<Self>,
+        shard: ShardId,
+        priority: IdentifyPriority,
+    ) -> Permit {
         self.waiting().shards.insert(shard.id());
         self.changed.notify_one();
         let _place = Place {

@@ -21,7 +21,7 @@ use crate::fleet::leadership::Leadership;
 use crate::fleet::service::{self, Inboxes, WISHES_MAX};
 use crate::fleet::states::States;
 use crate::holder::Holder;
-use crate::identify::{ASKS_MAX, Ask, Grants, GrantsMeans, Identifies, SIGHTINGS_MAX};
+use crate::identify::{ASKS_MAX, Ask, Grants, GrantsMeans, Identifies, SIGHTINGS_MAX, Sighting};
 
 /// What handing over keeps of the grace period for letting go of what nobody took.
 const LET_GO_SHARE: u32 = 4;
@@ -103,10 +103,7 @@ impl Membership {
         };
         spawn_until(background, grants(started, limiter).run());
         let (wishes, wished) = mpsc::channel(WISHES_MAX);
-        let inboxes = Inboxes {
-            wishes,
-            asks,
-        };
+        let inboxes = Inboxes { wishes, asks };
         let permitted = CancellationToken::new();
         let may_serve = permitted.clone();
         let serving = service::run(
@@ -131,21 +128,7 @@ impl Membership {
         );
         let (others, seen_others) = watch::channel(0);
         let following = Arc::new(AtomicBool::new(true));
-        let means = Means {
-            config: Arc::clone(&started.config),
-            bucket,
-            holder: Arc::clone(holder),
-            ownership: holder.ownership().clone(),
-            process: Arc::clone(&started.process),
-            metrics: started.metrics.clone(),
-            shutdown: started.shutdown.clone(),
-            fatal: holder.fatal(),
-            pinned: pinned(started),
-            http: started.http.to_string(),
-            states,
-            sightings,
-            following: Arc::clone(&following),
-        };
+        let means = means(started, holder, &bucket, states, sightings, &following);
         let agent = Agent::new(means, coordinator, leadership, others, wished);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -187,7 +170,10 @@ impl Membership {
         };
         let patience = grace.saturating_sub(grace / LET_GO_SHARE);
         if tokio::time::timeout(patience, taken).await.is_err() {
-            warn!(left = holder.ids().len(), "not every shard was taken within the grace period");
+            warn!(
+                left = holder.ids().len(),
+                "not every shard was taken within the grace period"
+            );
         }
     }
 
@@ -199,7 +185,10 @@ impl Membership {
     /// Gives the leases back.
     pub(crate) async fn leave(self) {
         self.stop.cancel();
-        if tokio::time::timeout(LEAVE_TIMEOUT, self.agent).await.is_err() {
+        if tokio::time::timeout(LEAVE_TIMEOUT, self.agent)
+            .await
+            .is_err()
+        {
             warn!("the leases of this process end by themselves");
         }
     }
@@ -211,6 +200,31 @@ async fn live(mut agent: Agent, stop: CancellationToken) {
         () = agent.run() => {}
     }
     agent.leave().await;
+}
+
+fn means(
+    started: &Started,
+    holder: &Arc<Holder>,
+    bucket: &Bucket,
+    states: States,
+    sightings: mpsc::Sender<Sighting>,
+    following: &Arc<AtomicBool>,
+) -> Means {
+    Means {
+        config: Arc::clone(&started.config),
+        bucket: bucket.clone(),
+        holder: Arc::clone(holder),
+        ownership: holder.ownership().clone(),
+        process: Arc::clone(&started.process),
+        metrics: started.metrics.clone(),
+        shutdown: started.shutdown.clone(),
+        fatal: holder.fatal(),
+        pinned: pinned(started),
+        http: started.http.to_string(),
+        states,
+        sightings,
+        following: Arc::clone(following),
+    }
 }
 
 fn grants(started: &Started, means: GrantsMeans) -> Grants {

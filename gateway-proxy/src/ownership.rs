@@ -2,8 +2,8 @@
 //! that stood still, or that somebody started a second time, finds another name there and lets go,
 //! instead of fighting its successor for the session.
 
-use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
@@ -119,7 +119,10 @@ impl Ownership {
     /// held under it any more.
     pub(crate) fn rename(&self) -> Arc<str> {
         let name = new_instance();
-        let mut instance = self.instance.write().unwrap_or_else(PoisonError::into_inner);
+        let mut instance = self
+            .instance
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         *instance = Arc::clone(&name);
         name
     }

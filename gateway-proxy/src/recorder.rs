@@ -236,8 +236,7 @@ impl Recorder {
         let update = self.bucket.update(&key, encode(&record), written.revision);
         match tokio::time::timeout(WRITE_TIMEOUT, update).await {
             Ok(Ok(revision)) => {
-                (written.revision, written.record, written.at) =
-                    (revision, record, Instant::now());
+                (written.revision, written.record, written.at) = (revision, record, Instant::now());
                 if let Some(trouble) = locked(&self.trouble).take() {
                     info!(
                         failed = trouble.failed,

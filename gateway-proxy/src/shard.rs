@@ -493,9 +493,9 @@ impl ShardTask {
         };
         let identifies = Arc::clone(&self.shared.identifies);
         let shard = self.shard();
-        self.grant = Some(Box::pin(async move {
-            identifies.grant(shard, priority).await
-        }));
+        self.grant = Some(Box::pin(
+            async move { identifies.grant(shard, priority).await },
+        ));
     }
 
     /// A grant ends, and so may the right to act at all: whoever has the shard then identifies it.

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::health::{FleetHealth, Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress};
+use schemas::health::{
+    FleetHealth, Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress,
+};
 use schemas::{ProxyId, ShardId, Timestamp};
 
 use crate::fleet::Cluster;

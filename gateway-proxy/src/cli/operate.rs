@@ -124,17 +124,23 @@ struct Desk {
 
 impl Desk {
     async fn open(config: OperatorConfig) -> Result<Self, Fatal> {
-        let name = "operator".parse().map_err(|_| Fatal::bug("the operator's name is one"))?;
+        let name = "operator"
+            .parse()
+            .map_err(|_| Fatal::bug("the operator's name is one"))?;
         let process = ProcessStatus::new(name);
         let metrics = Metrics::new(std::sync::Arc::clone(&process));
         let nats = nats::connect(&config.nats, CONNECT_TIMEOUT, &process, &metrics).await?;
         let bucket = config.prefix.fleet_bucket();
-        let store = nats.jetstream.get_key_value(&bucket).await.map_err(|error| {
-            Fatal::unfit(
-                format!("there is no bucket {bucket}: {error}"),
-                "start a proxy, or check --nats-url and --subject-prefix",
-            )
-        })?;
+        let store = nats
+            .jetstream
+            .get_key_value(&bucket)
+            .await
+            .map_err(|error| {
+                Fatal::unfit(
+                    format!("there is no bucket {bucket}: {error}"),
+                    "start a proxy, or check --nats-url and --subject-prefix",
+                )
+            })?;
         let bucket = Bucket::new(
             nats.client.clone(),
             nats.jetstream.clone(),
@@ -184,7 +190,11 @@ impl Desk {
                 Err(reason) => format!("the fleet's bucket cannot be read: {reason}\n"),
             };
             let begin = if terminal { HOME } else { "" };
-            let end = if terminal { "\nCtrl-C ends this view\n" } else { "\n" };
+            let end = if terminal {
+                "\nCtrl-C ends this view\n"
+            } else {
+                "\n"
+            };
             if !show(&format!("{begin}{picture}{end}")) {
                 return Ok(());
             }
@@ -196,7 +206,10 @@ impl Desk {
             proxy: proxy.clone(),
         };
         let before = self.snapshot().await?;
-        let instance = before.members.get(&proxy).and_then(|member| member.instance.clone());
+        let instance = before
+            .members
+            .get(&proxy)
+            .and_then(|member| member.instance.clone());
         let reply = self.ask(FleetVerb::Drain, &request).await?;
         say(&reply.detail.unwrap_or_default());
         let began = Instant::now();
@@ -240,7 +253,9 @@ impl Desk {
             let record = ShardId::new(shard, count)
                 .ok()
                 .and_then(|shard| snapshot.records.get(&shard));
-            if record.is_some_and(|record| record.owner.as_ref() == Some(&to) && record.state.is_ready()) {
+            if record
+                .is_some_and(|record| record.owner.as_ref() == Some(&to) && record.state.is_ready())
+            {
                 say(&format!("{to} delivers shard {shard}"));
                 return Ok(());
             }
@@ -253,7 +268,9 @@ impl Desk {
     }
 
     async fn restart(&self, shard: u32, fresh: bool) -> Result<(), Fatal> {
-        let reply = self.ask(FleetVerb::Restart, &RestartRequest { shard, fresh }).await?;
+        let reply = self
+            .ask(FleetVerb::Restart, &RestartRequest { shard, fresh })
+            .await?;
         say(&reply.detail.unwrap_or_default());
         Ok(())
     }
@@ -317,5 +334,7 @@ fn say(text: &str) {
 /// `false`: nobody reads any more.
 fn show(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .is_ok()
 }

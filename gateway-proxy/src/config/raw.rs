@@ -121,7 +121,9 @@ pub(crate) fn with_operator_settings(command: Command) -> Command {
         .long("config")
         .value_name("PATH")
         .value_parser(clap::value_parser!(PathBuf))
-        .help(format!("Configuration file, as of `run` [env: {CONFIG_ENV}]"));
+        .help(format!(
+            "Configuration file, as of `run` [env: {CONFIG_ENV}]"
+        ));
     let settings = OPERATOR.iter().filter_map(|setting| argument(setting));
     command.arg(config).args(settings)
 }

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway_proxy_core::fleet::TTL;
 use gateway_proxy_core::fleet::fence::Fence as Lease;
 use gateway_proxy_core::fleet::handover::Handover;
 use gateway_proxy_core::fleet::lease::{self, Candidate};
 use gateway_proxy_core::fleet::view::View;
-use gateway_proxy_core::fleet::TTL;
 use schemas::{FleetKey, IdentifyState, Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -235,7 +235,10 @@ impl Agent {
             delete: Some(revision),
         }) = self.candidate.step_down(now)
         {
-            let gone = self.means.bucket.delete(&FleetKey::Leader, revision, LEAVE_TIMEOUT);
+            let gone = self
+                .means
+                .bucket
+                .delete(&FleetKey::Leader, revision, LEAVE_TIMEOUT);
             if let Err(error) = gone.await {
                 debug!(%error, "the coordinator's lease ends by itself");
             }
@@ -303,7 +306,11 @@ impl Agent {
         if let Some(work) = begun {
             let reports = self.done.clone();
             self.beside(async move {
-                drop(reports.send(Done::Coordinated(work.carry_out().await)).await);
+                drop(
+                    reports
+                        .send(Done::Coordinated(work.carry_out().await))
+                        .await,
+                );
             });
         }
         self.show(now);
@@ -415,9 +422,7 @@ impl Agent {
                 self.said_plan = None;
             }
             Err(error) => {
-                let due = self
-                    .said_plan
-                    .is_none_or(|at| at.elapsed() >= SAY_EVERY);
+                let due = self.said_plan.is_none_or(|at| at.elapsed() >= SAY_EVERY);
                 if due {
                     self.said_plan = Some(Instant::now());
                     error!(%error, "what this proxy holds goes on as it is");

@@ -147,9 +147,7 @@ impl Bucket {
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.as_str());
         let subject = key.subject(&self.prefix);
         let publish = async {
-            let answer = self
-                .jetstream
-                .publish_with_headers(subject, headers, value);
+            let answer = self.jetstream.publish_with_headers(subject, headers, value);
             answer.await?.await
         };
         match tokio::time::timeout(within, publish).await {
@@ -187,11 +185,7 @@ impl Bucket {
     ///
     /// `written` is the highest revision this process has written of them: a watch that does not show
     /// it is begun anew.
-    pub(crate) fn watch(
-        &self,
-        keys: Vec<String>,
-        written: Arc<AtomicU64>,
-    ) -> mpsc::Receiver<News> {
+    pub(crate) fn watch(&self, keys: Vec<String>, written: Arc<AtomicU64>) -> mpsc::Receiver<News> {
         let (news, listener) = mpsc::channel(NEWS_MAX);
         let watch = Watch {
             bucket: self.clone(),

@@ -112,7 +112,9 @@ impl Work {
     pub(crate) async fn carry_out(self) -> Done {
         let value = serde_json::to_vec(&self.plan).expect("plans hold only strings and numbers");
         let (key, expected) = (FleetKey::Plan, self.expected_revision);
-        let write = self.bucket.write(&key, value.into(), expected, None, WRITE_TIMEOUT);
+        let write = self
+            .bucket
+            .write(&key, value.into(), expected, None, WRITE_TIMEOUT);
         match write.await {
             Ok(revision) => Done::Written {
                 plan: self.plan,
@@ -121,7 +123,9 @@ impl Work {
             Err(WriteError::Refused) => match self.bucket.read(&key, WRITE_TIMEOUT).await {
                 Ok(entry) => Done::Refused {
                     revision: entry.revision,
-                    plan: entry.value.and_then(|value| serde_json::from_slice(&value).ok()),
+                    plan: entry
+                        .value
+                        .and_then(|value| serde_json::from_slice(&value).ok()),
                 },
                 Err(reason) => Done::Failed(reason),
             },
@@ -285,7 +289,10 @@ impl Coordinator {
         self.drains.insert(proxy.clone(), member.instance.clone());
         Ok(FleetReply {
             accepted: true,
-            detail: Some(format!("{proxy} hands {} shards over and ends", shards.len())),
+            detail: Some(format!(
+                "{proxy} hands {} shards over and ends",
+                shards.len()
+            )),
             epoch: self.next_epoch(),
             shards,
         })
@@ -329,16 +336,17 @@ impl Coordinator {
             requests: std::slice::from_ref(&request),
             moves_max: 0,
         });
-        let refused = |problem: &&Problem| {
-            matches!(problem, Problem::Refused { shard: refused, .. } if *refused == shard)
-        };
+        let refused = |problem: &&Problem| matches!(problem, Problem::Refused { shard: refused, .. } if *refused == shard);
         if let Some(problem) = trial.problems.iter().find(refused) {
             let missing = shard >= count;
             let code = if missing { 404 } else { 409 };
             return Err(Refusal::new(code, problem.to_string()));
         }
         if self.requests.len() >= REQUESTS_MAX {
-            return Err(Refusal::new(503, "too many requests wait for the next plan"));
+            return Err(Refusal::new(
+                503,
+                "too many requests wait for the next plan",
+            ));
         }
         self.requests.push(request);
         Ok(FleetReply {
@@ -378,7 +386,10 @@ impl Coordinator {
         view.member(proxy, now).ok_or_else(|| {
             let known: Vec<&str> = view.live(now).map(|(proxy, _)| proxy.as_str()).collect();
             let known = known.join(", ");
-            Refusal::new(404, format!("there is no proxy {proxy}; there are: {known}"))
+            Refusal::new(
+                404,
+                format!("there is no proxy {proxy}; there are: {known}"),
+            )
         })
     }
 
@@ -409,7 +420,10 @@ impl Coordinator {
             (ShardCount::Fixed(count), _) => (count.get(), None),
             // Sessions belong to a count: another one is an operator's decision.
             (ShardCount::Auto, Some(planned)) => (planned, Some(recommended)),
-            (ShardCount::Auto, None) => (NonZeroU32::new(recommended).map_or(1, NonZeroU32::get), None),
+            (ShardCount::Auto, None) => (
+                NonZeroU32::new(recommended).map_or(1, NonZeroU32::get),
+                None,
+            ),
         };
         let said = |at: &Option<(u32, Instant)>, what: u32| {
             at.is_some_and(|(known, at)| known == what && now < at + SAY_EVERY)
@@ -418,12 +432,20 @@ impl Coordinator {
             && !said(&self.said.count, advised)
         {
             self.said.count = Some((advised, now));
-            warn!(shards = count, recommended = advised, "Discord recommends another number of shards");
+            warn!(
+                shards = count,
+                recommended = advised,
+                "Discord recommends another number of shards"
+            );
         } else if let Some(planned) = planned.filter(|planned| *planned != count)
             && !said(&self.said.count, planned)
         {
             self.said.count = Some((planned, now));
-            warn!(was = planned, shards = count, "--shards differs from the plan: every shard begins anew");
+            warn!(
+                was = planned,
+                shards = count,
+                "--shards differs from the plan: every shard begins anew"
+            );
         }
         count
     }
@@ -486,9 +508,10 @@ impl Coordinator {
                 warn!(%problem, "the plan has a problem");
             }
         }
-        let room = outcome.problems.iter().find(|problem| {
-            matches!(problem, Problem::NoRoom { .. } | Problem::NoMembers { .. })
-        });
+        let room = outcome
+            .problems
+            .iter()
+            .find(|problem| matches!(problem, Problem::NoRoom { .. } | Problem::NoMembers { .. }));
         self.said.hold = room.map(|problem| self.process.hold(problem.to_string()));
         if outcome.problems.is_empty() {
             info!("every shard has a place");
@@ -528,7 +551,9 @@ fn observed<'a>(proxy: &'a ProxyId, member: &Member, count: u32) -> Observed<'a>
         proxy,
         load: member.load,
         takes: !member.draining && member.pinned.is_none(),
-        room: member.max_shards.map_or(u32::MAX, |max| max.saturating_sub(held)),
+        room: member
+            .max_shards
+            .map_or(u32::MAX, |max| max.saturating_sub(held)),
         shards: shards
             .into_iter()
             .map(|shard| ShardLoad {

@@ -185,7 +185,11 @@ fn pass_on<R: DeserializeOwned, T: Serialize + Send + 'static>(
         return refuse(request, verb, &payload);
     };
     let (answer, answered) = oneshot::channel();
-    if inboxes.wishes.try_send(wish(wanted, Answer(answer))).is_ok() {
+    if inboxes
+        .wishes
+        .try_send(wish(wanted, Answer(answer)))
+        .is_ok()
+    {
         respond(request, async move { answered.await.ok() });
     } else {
         debug!(%verb, "too many requests: one is not heard");
@@ -225,12 +229,12 @@ fn respond<T: Serialize + Send + 'static>(
     drop(tokio::spawn(async move {
         let Some(answer) = answer.await else { return };
         let answer = match answer {
-            Ok(answer) => serde_json::to_vec(&answer).map(Bytes::from).map_err(|error| {
-                service::error::Error {
+            Ok(answer) => serde_json::to_vec(&answer)
+                .map(Bytes::from)
+                .map_err(|error| service::error::Error {
                     status: error.to_string(),
                     code: 500,
-                }
-            }),
+                }),
             Err(refusal) => Err(service::error::Error {
                 status: refusal.text,
                 code: refusal.code.into(),

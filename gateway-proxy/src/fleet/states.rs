@@ -1,7 +1,7 @@
 //! The whole fleet as the bucket shows it: for `/cluster/state`, `discord.fleet.state` and operators'
 //! tables. Reads everything once, decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -83,17 +83,18 @@ impl States {
 impl Snapshot {
     fn take(&mut self, key: FleetKey, value: &[u8]) {
         let name = key.to_string();
-        let read = match key {
-            FleetKey::Member(proxy) => serde_json::from_slice(value)
-                .map(|member| drop(self.members.insert(proxy, member))),
-            FleetKey::Leader => {
-                serde_json::from_slice(value).map(|leader| self.leader = Some(leader))
-            }
-            FleetKey::Plan => serde_json::from_slice(value).map(|plan| self.plan = Some(plan)),
-            FleetKey::Shard(shard) => serde_json::from_slice(value)
-                .map(|record| drop(self.records.insert(shard, record))),
-            FleetKey::Identify => Ok(()),
-        };
+        let read =
+            match key {
+                FleetKey::Member(proxy) => serde_json::from_slice(value)
+                    .map(|member| drop(self.members.insert(proxy, member))),
+                FleetKey::Leader => {
+                    serde_json::from_slice(value).map(|leader| self.leader = Some(leader))
+                }
+                FleetKey::Plan => serde_json::from_slice(value).map(|plan| self.plan = Some(plan)),
+                FleetKey::Shard(shard) => serde_json::from_slice(value)
+                    .map(|record| drop(self.records.insert(shard, record))),
+                FleetKey::Identify => Ok(()),
+            };
         if read.is_err() {
             self.unreadable.push(name);
         }
@@ -108,7 +109,12 @@ impl Snapshot {
         match (follows, planned, held) {
             (true, Some(planned), _) | (false, Some(planned), None) => planned,
             (_, _, Some(held)) => held,
-            (_, None, None) => self.records.keys().map(|shard| shard.count()).max().unwrap_or(0),
+            (_, None, None) => self
+                .records
+                .keys()
+                .map(|shard| shard.count())
+                .max()
+                .unwrap_or(0),
         }
     }
 
@@ -130,62 +136,70 @@ impl Snapshot {
     pub(crate) fn cluster_state(&self) -> ClusterState {
         let shards: Vec<ShardId> = self.shards().collect();
         let ready = shards.iter().filter(|shard| self.is_ready(**shard)).count();
-        let held: std::collections::BTreeSet<ShardId> = self
+        let held: BTreeMap<&ProxyId, Vec<ShardId>> = self
             .members
-            .values()
-            .flat_map(|member| member.shards.iter().copied())
+            .iter()
+            .map(|(proxy, member)| (proxy, self.held_by(proxy, member)))
             .collect();
-        let unplaced = shards.iter().filter(|shard| !held.contains(shard));
+        let somewhere: BTreeSet<ShardId> = held.values().flatten().copied().collect();
+        let unplaced = shards.iter().filter(|shard| !somewhere.contains(shard));
         let workers = self.members.iter().map(|(proxy, member)| WorkerState {
             proxy: proxy.clone(),
-            status: self.status_of(member),
+            status: self.status_of(member, &held[proxy]),
             version: Some(member.version.clone()),
             zone: member.zone.clone(),
-            shards: member.shards.iter().map(|shard| shard.id()).collect(),
+            shards: held[proxy].iter().map(|shard| shard.id()).collect(),
             cpu_percent: member.load.cpu_percent,
             memory_bytes: member.load.memory_bytes,
             latency_ms: member.load.latency_ms,
             events_per_second: member.load.events_per_second,
             http: member.http.clone(),
         });
+        let workers: Vec<WorkerState> = workers.collect();
         ClusterState {
-            status: self.cluster_status(shards.len(), ready),
+            status: self.cluster_status(&workers, shards.len(), ready),
             coordinator: self.leader.as_ref().map(|leader| leader.proxy.clone()),
             epoch: self.plan.as_ref().map_or(0, |plan| plan.epoch),
             // At most as many as fit a u32: they are numbered by one.
             total_shards: u32::try_from(shards.len()).unwrap_or(u32::MAX),
             ready_shards: u32::try_from(ready).unwrap_or(u32::MAX),
             unplaced_shards: unplaced.map(|shard| shard.id()).collect(),
-            workers: workers.collect(),
+            workers,
         }
     }
 
-    /// What a member is doing.
-    pub(crate) fn status_of(&self, member: &Member) -> ProcessStatus {
-        let down = |shard: &&ShardId| !self.is_ready(**shard);
-        let never = |shard: &&ShardId| {
+    /// The shards whose records name this very process. Heartbeats say the same, a little later.
+    fn held_by(&self, proxy: &ProxyId, member: &Member) -> Vec<ShardId> {
+        let held = |record: &&ShardRecord| {
+            record.owner.as_ref() == Some(proxy)
+                && (member.instance.is_none() || record.owner_instance == member.instance)
+        };
+        let records = self.records.values().filter(held);
+        records.map(|record| record.shard).collect()
+    }
+
+    /// What a member that holds these is doing.
+    fn status_of(&self, member: &Member, held: &[ShardId]) -> ProcessStatus {
+        let never = |shard: &ShardId| {
             let record = self.records.get(shard);
             record.is_none_or(|record| record.session_id.is_none())
         };
         if member.draining {
             ProcessStatus::Draining
-        } else if !member.shards.iter().any(|shard| down(&shard)) {
+        } else if held.iter().all(|shard| self.is_ready(*shard)) {
             ProcessStatus::Ready
-        } else if member.shards.iter().any(|shard| never(&shard)) {
+        } else if held.iter().any(never) {
             ProcessStatus::Starting
         } else {
             ProcessStatus::Degraded
         }
     }
 
-    fn cluster_status(&self, total: usize, ready: usize) -> ClusterStatus {
-        let new = self.members.values();
-        let starting = new
-            .filter(|member| self.status_of(member) == ProcessStatus::Starting)
-            .count();
+    fn cluster_status(&self, workers: &[WorkerState], total: usize, ready: usize) -> ClusterStatus {
+        let starting = |worker: &WorkerState| worker.status == ProcessStatus::Starting;
         match (total, ready) {
             (1.., ready) if ready == total && self.leader.is_some() => ClusterStatus::Healthy,
-            _ if starting > 0 => ClusterStatus::Starting,
+            _ if workers.iter().any(starting) => ClusterStatus::Starting,
             (_, 0) => ClusterStatus::Down,
             _ => ClusterStatus::Degraded,
         }

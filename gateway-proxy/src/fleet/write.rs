@@ -31,11 +31,7 @@ pub(super) struct LeaseWrite {
 
 impl LeaseWrite {
     /// Writes it. `is_ours` tells whether a value was written by this very instance.
-    pub(super) async fn send(
-        self,
-        bucket: &Bucket,
-        is_ours: impl Fn(&[u8]) -> bool,
-    ) -> Outcome {
+    pub(super) async fn send(self, bucket: &Bucket, is_ours: impl Fn(&[u8]) -> bool) -> Outcome {
         let sent_at = Instant::now();
         let write = bucket.write(
             &self.key,

@@ -96,7 +96,11 @@ impl Grants {
     ) -> Self {
         let mut limiter = Limiter::new(reserve_percent);
         let asked_at = Instant::now();
-        limiter.handle_budget(budget(limit, asked_unix_ms), limit.max_concurrency, asked_at);
+        limiter.handle_budget(
+            budget(limit, asked_unix_ms),
+            limit.max_concurrency,
+            asked_at,
+        );
         Self {
             limiter,
             identifies: means.identifies,
@@ -249,7 +253,10 @@ impl Grants {
                 self.limiter.handle_store_refused(now);
             }
             Done::Failed(reason) => {
-                warn!(reason, "the last identifies were not stored: none is granted");
+                warn!(
+                    reason,
+                    "the last identifies were not stored: none is granted"
+                );
                 self.limiter.handle_store_failed(now);
             }
             Done::Budget {
@@ -259,10 +266,16 @@ impl Grants {
             } => {
                 let max_concurrency = limit.max_concurrency;
                 if max_concurrency != self.limiter.max_concurrency() {
-                    info!(max_concurrency, "Discord grants another number of identifies at once");
+                    info!(
+                        max_concurrency,
+                        "Discord grants another number of identifies at once"
+                    );
                 }
-                self.limiter
-                    .handle_budget(budget(&limit, asked_unix_ms), max_concurrency, asked_at);
+                self.limiter.handle_budget(
+                    budget(&limit, asked_unix_ms),
+                    max_concurrency,
+                    asked_at,
+                );
             }
         }
     }
@@ -273,7 +286,9 @@ impl Grants {
         if let Some(budget) = self.limiter.budget() {
             let metrics = &self.metrics;
             metrics.session_starts_total.set(budget.total.into());
-            metrics.session_starts_remaining.set(budget.remaining.into());
+            metrics
+                .session_starts_remaining
+                .set(budget.remaining.into());
         }
         let waiting = self.identifies.waiting().clone();
         if let Some(remaining) = waiting.remaining.filter(|_| !self.limiter.is_leading()) {
@@ -323,7 +338,9 @@ async fn store(bucket: &Bucket, expected_revision: u64, state: &IdentifyState) -
         Err(WriteError::Refused) => {
             let entry = bucket.read(&key, STORE_TIMEOUT).await.ok();
             Done::Refused(entry.map(|entry| {
-                let state = entry.value.and_then(|value| serde_json::from_slice(&value).ok());
+                let state = entry
+                    .value
+                    .and_then(|value| serde_json::from_slice(&value).ok());
                 (entry.revision, state)
             }))
         }

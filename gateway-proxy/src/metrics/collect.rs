@@ -126,9 +126,19 @@ impl Output<'_> {
         let help = "Times the lease of this process ended and it let go of its shards";
         self.count("fleet_fenced", help, None, &it.fleet_fenced)?;
         let help = "Shards without a place, as the coordinator sees it";
-        self.level("fleet_unplaced_shards", help, None, &it.fleet_unplaced_shards)?;
+        self.level(
+            "fleet_unplaced_shards",
+            help,
+            None,
+            &it.fleet_unplaced_shards,
+        )?;
         let help = "IDENTIFYs granted as the coordinator";
-        self.count("fleet_identify_grants", help, None, &it.fleet_identify_grants)
+        self.count(
+            "fleet_identify_grants",
+            help,
+            None,
+            &it.fleet_identify_grants,
+        )
     }
 
     fn labelled<L: Label>(

@@ -137,7 +137,10 @@ impl Task {
         self.oldest_written = None;
         self.stood_still = false;
         if dropped > 0 {
-            warn!(dropped, "the lease of this process ended: what was not stored is left to others");
+            warn!(
+                dropped,
+                "the lease of this process ended: what was not stored is left to others"
+            );
         }
         self.reconcile.ownership.fence().clone().raised().await;
     }

@@ -395,6 +395,60 @@ async fn a_process_that_stood_still_leaves_a_taken_shard_to_its_successor() {
     );
 }
 
+#[tokio::test]
+async fn what_is_queued_when_the_lease_ends_is_left_to_others() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(40).await;
+    rig.check().await;
+    rig.fence.lower();
+    rig.flood(40).await;
+    assert!(rig.publisher.drained(PATIENCE).await, "nothing is kept");
+    assert!(rig.lanes.iter().all(|lane| lane.checkpoint() == (0, 10)));
+    for lane in &rig.lanes {
+        lane.close();
+    }
+    // Its shards begin anew with the next lease; words of the old ones are still not heard.
+    rig.send(0, b"{}");
+    rig.fence.raise(Instant::now() + PATIENCE);
+    rig.lanes[1] = Lane::new(&Prefix::default(), ShardId::new(1, 4).unwrap(), (0, 10));
+    rig.sent[1] = 10;
+    rig.send(0, b"{}");
+    rig.send(1, b"{}");
+    rig.lanes[1].settled().await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    let ids: Vec<_> = stored[40..].iter().map(|(_, id)| id.as_str()).collect();
+    assert_eq!(ids, ["session1:11"]);
+}
+
+#[tokio::test]
+async fn sweeping_drops_what_a_shard_that_was_let_go_of_has_on_its_way() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(4_000).await;
+    rig.lanes[2].close();
+    rig.publisher.sweep();
+    rig.lanes[2].settled().await;
+    let (_, stored_of_it) = rig.lanes[2].checkpoint();
+    rig.lanes[0].settled().await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    for shard in [0, 1, 3] {
+        let own = format!("session{shard}:");
+        let count = stored.iter().filter(|(_, id)| id.starts_with(&own)).count();
+        assert_eq!(count, 1_000, "shard {shard} is not disturbed");
+    }
+    let ids: Vec<_> = stored
+        .iter()
+        .filter(|(_, id)| id.starts_with("session2:"))
+        .collect();
+    assert!(ids.len() as u64 >= stored_of_it);
+    let expect = (1..=ids.len()).map(|seq| format!("session2:{seq}"));
+    assert!(
+        ids.iter().map(|(_, id)| id.clone()).eq(expect),
+        "a prefix, in order"
+    );
+}
+
 /// Forwards everything to the port, and nothing back while `deaf`.
 async fn one_way_proxy(port: u16, deaf: Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use schemas::health::ClusterState;
 use schemas::{FleetKey, Leader, Plan};
 use testkit::audit::AuditReport;
-use testkit::simulator::{Config, Load, Rule};
+use testkit::simulator::{Action, Config, Load, Rule};
 
 use crate::harness::{Proxy, Run, eventually, patience};
 use crate::relay::Relay;
@@ -36,7 +36,7 @@ impl Fleet {
     async fn start(config: Config, names: &[&str]) -> Self {
         let mut fleet = Self::empty(config).await;
         for name in names {
-            fleet.join(name, &[]).await;
+            fleet.join(name, &[]);
         }
         fleet.all_ready().await;
         fleet
@@ -53,7 +53,7 @@ impl Fleet {
         self.rig.proxy().args(&["--fleet", "--proxy-id", name])
     }
 
-    async fn join(&mut self, name: &str, args: &[&str]) {
+    fn join(&mut self, name: &str, args: &[&str]) {
         let proxy = self.member(name).args(args).spawn();
         self.proxies.insert(name.to_owned(), proxy);
     }
@@ -89,7 +89,9 @@ impl Fleet {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(patience(), wait).await.expect("somebody coordinates")
+        tokio::time::timeout(patience(), wait)
+            .await
+            .expect("somebody coordinates")
     }
 
     async fn plan(&self) -> Plan {
@@ -138,7 +140,8 @@ impl Fleet {
 
     fn logs(&self) -> Vec<(String, Vec<String>)> {
         let logs = self.proxies.iter();
-        logs.map(|(name, proxy)| (name.clone(), proxy.log())).collect()
+        logs.map(|(name, proxy)| (name.clone(), proxy.log()))
+            .collect()
     }
 
     /// Ends the load, and expects that nothing was lost, doubled or identified more often than `identifies`.
@@ -146,7 +149,12 @@ impl Fleet {
         self.rig.simulator.set_load(Load::quiet());
         let proxies: Vec<&Proxy> = self.proxies.values().collect();
         let report = self.rig.expect_clean(&proxies).await;
-        assert_eq!(report.identifies, identifies, "{report}\n{:#?}", self.logs());
+        assert_eq!(
+            report.identifies,
+            identifies,
+            "{report}\n{:#?}",
+            self.logs()
+        );
         assert!(report.gaps.is_empty(), "{report}");
         for rule in [Rule::IdentifyTooFast, Rule::SessionBudget] {
             assert!(!report.violations.contains_key(&rule), "{report}");
@@ -164,7 +172,10 @@ impl Fleet {
     async fn carried_on_without(&self, gone: &str) -> ClusterState {
         self.until("the others carry every shard on", |state| {
             state.ready_shards == state.total_shards
-                && !state.workers.iter().any(|worker| worker.proxy.as_str() == gone)
+                && !state
+                    .workers
+                    .iter()
+                    .any(|worker| worker.proxy.as_str() == gone)
         })
         .await
     }
@@ -217,7 +228,10 @@ async fn a_member_that_is_told_to_end_hands_its_shards_over_and_exits_0() {
     proxy.signal(Signal::SIGTERM);
     let finished = proxy.finish().await;
     assert_eq!(finished.code, Some(0), "{finished:#?}");
-    assert!(finished.stderr.contains("others have taken the shards"), "{finished:#?}");
+    assert!(
+        finished.stderr.contains("others have taken the shards"),
+        "{finished:#?}"
+    );
     fleet.carried_on_without("b").await;
     fleet.expect_clean(12).await;
 }
@@ -225,7 +239,7 @@ async fn a_member_that_is_told_to_end_hands_its_shards_over_and_exits_0() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_joins_receives_its_share() {
     let mut fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
-    fleet.join("c", &[]).await;
+    fleet.join("c", &[]);
     fleet.all_ready().await;
     assert!(fleet.shares().await.values().all(|shards| *shards == 4));
     fleet.expect_clean(12).await;
@@ -244,7 +258,9 @@ async fn a_member_cut_off_from_nats_lets_go_before_others_take_its_shards() {
     relay.join();
     // It joins again, under the same name, and gets a share again.
     fleet.all_ready().await;
-    fleet.until("three members", |state| state.workers.len() == 3).await;
+    fleet
+        .until("three members", |state| state.workers.len() == 3)
+        .await;
     fleet.expect_clean(12).await;
 }
 
@@ -256,7 +272,9 @@ async fn a_frozen_member_finds_its_shards_taken_and_does_no_harm() {
         fleet.proxy(name).signal(Signal::SIGSTOP);
         fleet.carried_on_without(name).await;
         fleet.proxy(name).signal(Signal::SIGCONT);
-        fleet.until("three members", |state| state.workers.len() == 3).await;
+        fleet
+            .until("three members", |state| state.workers.len() == 3)
+            .await;
         fleet.all_ready().await;
     }
     fleet.expect_clean(12).await;
@@ -272,21 +290,26 @@ async fn going_from_one_process_to_shard_ranges_to_a_fleet_keeps_the_sessions() 
     assert_eq!(single.exit_code().await, Some(0));
     let mut explicit = Vec::new();
     for ids in ["0-5", "6-11"] {
-        let run = fleet.rig.proxy().args(&["--shards", "12", "--shard-ids", ids]);
+        let run = fleet
+            .rig
+            .proxy()
+            .args(&["--shards", "12", "--shard-ids", ids]);
         explicit.push(run.spawn());
     }
     for proxy in &explicit {
         eventually(proxy.http().await, "/ready", |status, _| status == 200).await;
     }
     // The fleet begins while the others still run, and takes what they let go of.
-    fleet.join("a", &[]).await;
-    fleet.join("b", &[]).await;
+    fleet.join("a", &[]);
+    fleet.join("b", &[]);
     for proxy in explicit {
         proxy.signal(Signal::SIGTERM);
         assert_eq!(proxy.exit_code().await, Some(0));
     }
     fleet.all_ready().await;
-    fleet.until("two members", |state| state.workers.len() == 2).await;
+    fleet
+        .until("two members", |state| state.workers.len() == 2)
+        .await;
     fleet.expect_clean(12).await;
 }
 
@@ -300,7 +323,10 @@ async fn processes_without_a_fleet_share_the_identify_limit() {
     };
     let fleet = Fleet::empty(config).await;
     let halves = ["0-2", "3-5"].map(|ids| {
-        let run = fleet.rig.proxy().args(&["--shards", "6", "--shard-ids", ids]);
+        let run = fleet
+            .rig
+            .proxy()
+            .args(&["--shards", "6", "--shard-ids", ids]);
         run.spawn()
     });
     for proxy in &halves {
@@ -325,7 +351,10 @@ async fn drain_empties_a_proxy_which_then_exits_0() {
     let leader = fleet.leader().await;
     let finished = verb(&fleet, &["drain", &leader]).finish().await;
     assert_eq!(finished.code, Some(0), "{finished:#?}");
-    assert!(finished.stdout.contains(&format!("{leader} has ended")), "{finished:#?}");
+    assert!(
+        finished.stdout.contains(&format!("{leader} has ended")),
+        "{finished:#?}"
+    );
     let proxy = fleet.proxies.remove(&leader).unwrap();
     let finished = proxy.finish().await;
     assert_eq!(finished.code, Some(0), "{finished:#?}");
@@ -337,10 +366,17 @@ async fn drain_empties_a_proxy_which_then_exits_0() {
 async fn migrate_moves_one_shard_and_restart_connects_it_anew() {
     let fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
     let plan = fleet.plan().await;
-    let to = if plan.shards[&3].as_str() == "a" { "b" } else { "a" };
+    let to = if plan.shards[&3].as_str() == "a" {
+        "b"
+    } else {
+        "a"
+    };
     let finished = verb(&fleet, &["migrate", "3", to]).finish().await;
     assert_eq!(finished.code, Some(0), "{finished:#?}");
-    assert!(finished.stdout.contains(&format!("{to} delivers shard 3")), "{finished:#?}");
+    assert!(
+        finished.stdout.contains(&format!("{to} delivers shard 3")),
+        "{finished:#?}"
+    );
     let moved = fleet.plan().await;
     let differ = (0..12).filter(|shard| moved.shards[shard] != plan.shards[shard]);
     assert_eq!(differ.collect::<Vec<_>>(), [3]);
@@ -371,6 +407,8 @@ async fn a_restart_with_a_fresh_session_identifies_once_and_announces_the_gap() 
         .await;
     }
     fleet.rig.simulator.set_load(Load::quiet());
+    // The old session is nobody's; Discord would forget it in some minutes.
+    fleet.rig.simulator.apply(Action::ExpireSessions);
     let proxies: Vec<&Proxy> = fleet.proxies.values().collect();
     let report = fleet.rig.expect_clean(&proxies).await;
     assert_eq!((report.identifies, report.gaps.len()), (13, 1), "{report}");
@@ -380,22 +418,42 @@ async fn a_restart_with_a_fresh_session_identifies_once_and_announces_the_gap() 
 async fn what_cannot_be_done_is_refused_by_name() {
     let fleet = Fleet::start(twelve_shards(), &["a"]).await;
     for (args, parts) in [
-        (["drain", "nobody"].as_slice(), ["no proxy nobody", "there are: a"].as_slice()),
+        (
+            ["drain", "nobody"].as_slice(),
+            ["no proxy nobody", "there are: a"].as_slice(),
+        ),
         (&["migrate", "3", "nobody"], &["no proxy nobody"]),
         (&["migrate", "99", "a"], &["shard 99", "no such shard"]),
         (&["restart", "99"], &["no proxy holds shard 99"]),
         (&["drain", "a b"], &["a b"]),
-        (&["status", "--nats-url", "embedded"], &["--nats-url", "embedded"]),
+        (
+            &["status", "--nats-url", "embedded"],
+            &["--nats-url", "embedded"],
+        ),
     ] {
         verb(&fleet, args).finish().await.expect(64, parts);
     }
-    let strange = verb(&fleet, &["status", "--subject-prefix", "other"]).finish().await;
+    let strange = verb(&fleet, &["status", "--subject-prefix", "other"])
+        .finish()
+        .await;
     strange.expect(78, &["other_fleet"]);
     let client = fleet.rig.client().await;
-    let answer = client.request("discord.fleet.migrate", "nonsense".into()).await.unwrap();
+    let answer = client
+        .request("discord.fleet.migrate", "nonsense".into())
+        .await
+        .unwrap();
     let headers = answer.headers.unwrap();
-    assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "400");
-    assert!(headers.get("Nats-Service-Error").unwrap().as_str().contains("nonsense"));
+    assert_eq!(
+        headers.get("Nats-Service-Error-Code").unwrap().as_str(),
+        "400"
+    );
+    assert!(
+        headers
+            .get("Nats-Service-Error")
+            .unwrap()
+            .as_str()
+            .contains("nonsense")
+    );
     let there = verb(&fleet, &["migrate", "3", "a"]).finish().await;
     assert!(there.stdout.contains("a has shard 3 already"), "{there:#?}");
 }
@@ -403,15 +461,22 @@ async fn what_cannot_be_done_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_shows_every_proxy_and_shard_and_the_coordinator_answers_over_http() {
     let mut fleet = Fleet::start(twelve_shards(), &["a"]).await;
-    fleet.join("b", &["--zone", "west", "--max-shards", "5"]).await;
+    fleet.join("b", &["--zone", "west", "--max-shards", "5"]);
     fleet.all_ready().await;
     let status = verb(&fleet, &["status"]).finish().await;
     let leader = fleet.leader().await;
     let head = format!("healthy: 12 of 12 shards ready, 2 proxies, coordinated by {leader}");
     assert!(status.stdout.starts_with(&head), "{status:#?}");
-    let line = status.stdout.lines().find(|line| line.starts_with("b ")).unwrap();
+    let line = status
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("b "))
+        .unwrap();
     assert!(line.contains("5/5") && line.contains("west"), "{line}");
-    let shards = status.stdout.lines().filter(|line| line.contains(" ready "));
+    let shards = status
+        .stdout
+        .lines()
+        .filter(|line| line.contains(" ready "));
     assert_eq!(shards.count(), 14, "{}", status.stdout);
     let json = verb(&fleet, &["status", "--json"]).finish().await;
     let state: ClusterState = serde_json::from_str(&json.stdout).unwrap();
@@ -421,7 +486,12 @@ async fn status_shows_every_proxy_and_shard_and_the_coordinator_answers_over_htt
         let http = proxy.http().await;
         let body = eventually(http, "/cluster/state", |status, _| status == wanted).await;
         if wanted == 200 {
-            assert_eq!(serde_json::from_str::<ClusterState>(&body).unwrap().total_shards, 12);
+            assert_eq!(
+                serde_json::from_str::<ClusterState>(&body)
+                    .unwrap()
+                    .total_shards,
+                12
+            );
         } else {
             assert!(body.contains(&leader), "{body}");
         }
@@ -432,8 +502,8 @@ async fn status_shows_every_proxy_and_shard_and_the_coordinator_answers_over_htt
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_without_room_are_named_and_the_others_run() {
     let mut fleet = Fleet::empty(twelve_shards()).await;
-    fleet.join("a", &["--max-shards", "5"]).await;
-    fleet.join("b", &["--max-shards", "4"]).await;
+    fleet.join("a", &["--max-shards", "5"]);
+    fleet.join("b", &["--max-shards", "4"]);
     fleet
         .until("nine shards are ready", |state| {
             state.ready_shards == 9 && state.unplaced_shards.len() == 3
@@ -449,7 +519,7 @@ async fn shards_without_room_are_named_and_the_others_run() {
     let health: schemas::health::Health = serde_json::from_str(&health).unwrap();
     assert_eq!(health.fleet.unwrap().unplaced_shards.len(), 3);
     // Room comes, and with it the rest.
-    fleet.join("c", &[]).await;
+    fleet.join("c", &[]);
     fleet.all_ready().await;
     fleet.expect_clean(12).await;
 }
@@ -457,11 +527,13 @@ async fn shards_without_room_are_named_and_the_others_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pinned_shards_stay_with_their_proxy() {
     let mut fleet = Fleet::empty(twelve_shards()).await;
-    fleet.join("pinned", &["--shard-ids", "0,7"]).await;
-    fleet.join("a", &[]).await;
+    fleet.join("pinned", &["--shard-ids", "0,7"]);
+    fleet.join("a", &[]);
     fleet.all_ready().await;
     let shards = fleet.plan().await.shards;
-    let pinned = shards.iter().filter(|(_, proxy)| proxy.as_str() == "pinned");
+    let pinned = shards
+        .iter()
+        .filter(|(_, proxy)| proxy.as_str() == "pinned");
     assert_eq!(pinned.map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 7]);
     fleet.expect_clean(12).await;
 }
@@ -482,13 +554,27 @@ async fn garbage_in_the_bucket_is_named_and_survived() {
     ] {
         bucket.put(key, value.into()).await.unwrap();
     }
-    fleet.join("c", &[]).await;
+    fleet.join("c", &[]);
     fleet.all_ready().await;
     let status = verb(&fleet, &["status"]).finish().await;
-    assert!(status.stdout.contains("unreadable values in the bucket: member.ghost"), "{status:#?}");
+    assert!(
+        status
+            .stdout
+            .contains("unreadable values in the bucket: member.ghost"),
+        "{status:#?}"
+    );
     let logs: Vec<String> = fleet.logs().into_iter().flat_map(|(_, log)| log).collect();
-    for key in ["member.ghost", "shard.12.99", "\"plan\"", "\"leader\"", "\"identify\""] {
-        assert!(logs.iter().any(|line| line.contains(key)), "{key} is not named");
+    for key in [
+        "member.ghost",
+        "shard.12.99",
+        "\"plan\"",
+        "\"leader\"",
+        "\"identify\"",
+    ] {
+        assert!(
+            logs.iter().any(|line| line.contains(key)),
+            "{key} is not named"
+        );
     }
     fleet.expect_clean(12).await;
 }
@@ -519,19 +605,22 @@ async fn a_plan_of_a_newer_version_is_not_followed_and_what_runs_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_of_higher_priority_takes_the_coordination_back_without_moving_a_shard() {
     let mut fleet = Fleet::empty(twelve_shards()).await;
-    fleet.join("a", &["--coordinator-priority", "5"]).await;
-    fleet.join("b", &[]).await;
+    fleet.join("a", &["--coordinator-priority", "5"]);
+    fleet.join("b", &[]);
     fleet.all_ready().await;
     fleet.kill("a").await;
     fleet.carried_on_without("a").await;
     assert_eq!(fleet.leader().await, "b");
-    fleet.join("a", &["--coordinator-priority", "5"]).await;
+    fleet.join("a", &["--coordinator-priority", "5"]);
     fleet.all_ready().await;
     fleet.proxy("a").logged("this proxy coordinates").await;
     let plan = fleet.plan().await;
     fleet
         .until("a coordinates", |state| {
-            state.coordinator.as_ref().is_some_and(|proxy| proxy.as_str() == "a")
+            state
+                .coordinator
+                .as_ref()
+                .is_some_and(|proxy| proxy.as_str() == "a")
         })
         .await;
     assert_eq!(fleet.plan().await.shards, plan.shards);

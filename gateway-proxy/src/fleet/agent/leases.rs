@@ -127,7 +127,10 @@ impl Agent {
             return;
         }
         let shards = self.means.holder.ids().len();
-        warn!(?why, shards, "the lease of this proxy ended: it lets go of everything");
+        warn!(
+            ?why,
+            shards, "the lease of this proxy ended: it lets go of everything"
+        );
         self.gate.lower();
         self.means.metrics.fleet_fenced.increment();
         let (means, done) = (Arc::clone(&self.means), self.done.clone());
@@ -217,7 +220,9 @@ impl Agent {
         if let Some(revision) = delete {
             let means = Arc::clone(&self.means);
             self.beside(async move {
-                let delete = means.bucket.delete(&FleetKey::Leader, revision, LEAVE_TIMEOUT);
+                let delete = means
+                    .bucket
+                    .delete(&FleetKey::Leader, revision, LEAVE_TIMEOUT);
                 if let Err(error) = delete.await {
                     debug!(%error, "the coordinator's lease ends by itself");
                 }

@@ -33,7 +33,11 @@ impl Agent {
                 fresh,
                 answer,
             } => {
-                let order = if fresh { Order::Renew } else { Order::Reconnect };
+                let order = if fresh {
+                    Order::Renew
+                } else {
+                    Order::Reconnect
+                };
                 if self.means.holder.order(shard, order) {
                     info!(shard, fresh, "an operator wants this shard to connect anew");
                 }
@@ -70,7 +74,9 @@ impl Agent {
             return Some("the plan gives this proxy its share of the shards".to_owned());
         }
         let planned = plan.shards.values().filter(|proxy| **proxy == self.me);
-        let missing = planned.count().saturating_sub(self.means.holder.ids().len());
+        let missing = planned
+            .count()
+            .saturating_sub(self.means.holder.ids().len());
         (missing > 0).then(|| format!("{missing} shards of this proxy are still elsewhere"))
     }
 

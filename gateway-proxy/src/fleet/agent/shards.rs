@@ -55,7 +55,9 @@ impl Agent {
             handover::Action::Release { shard, .. } => (
                 shard,
                 Box::pin(async move {
-                    Some(Report::Released(holder.give_away(shard, RELEASE_PATIENCE).await))
+                    Some(Report::Released(
+                        holder.give_away(shard, RELEASE_PATIENCE).await,
+                    ))
                 }),
             ),
             handover::Action::Abandon { shard } => (
