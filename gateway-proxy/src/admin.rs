@@ -107,6 +107,7 @@ fn router(shared: Shared) -> Router {
         .route("/ready", get(ready))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/cluster/state", get(cluster_state))
         .with_state(shared)
 }
 
@@ -118,6 +119,7 @@ async fn index(State(shared): State<Shared>) -> Html<String> {
          <li><a href=\"/live\">/live</a> the process runs\
          <li><a href=\"/ready\">/ready</a> all its shards are up, or why not\
          <li><a href=\"/health\">/health</a> process and shards as JSON\
+         <li><a href=\"/cluster/state\">/cluster/state</a> the whole fleet as JSON, on its coordinator\
          <li><a href=\"/metrics\">/metrics</a> Prometheus</ul>\n"
     ))
 }
@@ -139,6 +141,25 @@ async fn ready(State(shared): State<Shared>) -> Response {
 
 async fn health(State(shared): State<Shared>) -> Response {
     Json(shared.process.health()).into_response()
+}
+
+/// What the whole fleet does; the coordinator knows.
+async fn cluster_state(State(shared): State<Shared>) -> Response {
+    let unavailable = |text: String| (StatusCode::SERVICE_UNAVAILABLE, text + "\n").into_response();
+    let Some(cluster) = shared.process.cluster() else {
+        return unavailable("this process is still starting".to_owned());
+    };
+    if cluster.leadership.epoch().is_none() {
+        let who = shared.process.coordinator();
+        return unavailable(who.map_or_else(
+            || "nobody coordinates at the moment".to_owned(),
+            |who| format!("{who} coordinates: ask there"),
+        ));
+    }
+    match cluster.states.read().await {
+        Ok(state) => Json(state).into_response(),
+        Err(refusal) => unavailable(refusal.to_string()),
+    }
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {

@@ -1,7 +1,6 @@
 //! Puts the proxy together: publishers, identify queue, shards, recorder; waits for the end; drains
 //! in reverse.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,85 +9,143 @@ use async_nats::header::NATS_EXPECTED_STREAM;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
-use gateway_proxy_core::checkpoint::{Start, Wanted};
-use gateway_proxy_core::identify::Budget;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
-use gateway_proxy_core::session::{Session, Settings};
-use schemas::{Intents, ShardId, ShardRecord, Subject};
+use schemas::{ShardId, Subject};
 use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::checkpoint::{self, Found};
 use crate::cli::Started;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
+use crate::fence::Fence;
+use crate::fleet::bucket::Bucket;
 use crate::gateway_url::GatewayUrl;
-use crate::identify::IdentifyQueue;
+use crate::holder::{Holder, Means};
+use crate::membership::{Desks, Membership};
 use crate::ownership::Ownership;
-use crate::publisher::{self, Lane, Publisher, Reconcile};
+use crate::progress;
+use crate::publisher::{self, Publisher, Reconcile};
 use crate::recorder::{Common, Recorder};
-use crate::shard::{SessionCell, ShardParts, ShardTask, Shared};
+use crate::shard::Shared;
 use crate::shutdown::Phase;
-use crate::status::unix_ms;
 use crate::stream;
-use crate::transport::{API_VERSION, Dialer};
+use crate::transport::Dialer;
 
-/// Checkpoints looked up at the same time.
-const LOOKUPS: usize = 32;
+/// Shards started at the same time.
+const STARTS: usize = 32;
+/// What letting go of shards gets at least, when handing them over used the grace period up.
+const LAST_GRACE: Duration = Duration::from_millis(500);
 /// How often the publishers' state is copied to status and metrics.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
-/// What the drain keeps of the grace period for records and closes.
-const RELEASE_SHARE: u32 = 4;
-/// What the markers of the shards' end get at least, when the grace period is used up.
-const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Runs the proxy until a signal, or until Discord or the surroundings make it impossible.
-pub(crate) async fn run(started: Started) -> Result<(), Fatal> {
+pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
+    let fleet = started.config.fleet().is_some();
     let stop_publishing = CancellationToken::new();
     let background = CancellationToken::new();
-    let ownership = Ownership::new(started.fleet_bucket.clone());
+    let fence = if fleet {
+        Fence::down()
+    } else {
+        Fence::endless()
+    };
+    let ownership = Ownership::new(started.fleet_bucket.clone(), fence);
     spawn_until(&background, ownership.clone().tick());
     let streams = open_streams(&started).await?;
     let publishers = spawn_publishers(&started, &streams, &ownership, &stop_publishing);
     let (fatal, mut fatals) = mpsc::channel(1);
-    let shared = Arc::new(shared(&started, ownership, fatal)?);
+    let desks = Desks::new(&started);
+    let shared = Arc::new(shared(&started, &desks, ownership, fatal)?);
     spawn_background(&started, &shared, &publishers, &background);
+    let holder = holder(&started, shared, publishers, streams, &background);
+    let mut member = Membership::begin(&started, &holder, desks, &background);
 
-    check_permission(&started).await?;
-    let taken = tokio::select! {
-        taken = take_shards(&started, &shared, &publishers, &streams) => taken?,
-        // Nothing is held yet.
-        () = started.shutdown.cancelled() => return Ok(()),
+    let starting = started.starting.take();
+    let work = async {
+        check_permission(&started).await?;
+        member.serve();
+        if !fleet {
+            hold_all(&started, &holder).await?;
+        }
+        drop(starting);
+        std::future::pending().await
     };
-    let (mut recorder, shards) = taken;
-    let tasks = spawn_shards(&started, &shared, shards);
-    let Started {
-        starting,
-        shutdown,
-        process,
-        embedded,
-        ..
-    } = started;
-    drop(starting);
-
     let end = tokio::select! {
         fatal = fatals.recv() => fatal.map_or(Ok(()), Err),
-        () = recorder.run() => Ok(()),
-        () = shutdown.cancelled() => Ok(()),
+        end = work => end,
+        () = started.shutdown.cancelled() => Ok(()),
     };
-    if end.is_err() {
-        shutdown.advance(Phase::Draining);
+    started.shutdown.advance(Phase::Draining);
+    started.process.set_draining();
+    let until = Instant::now() + started.shutdown.grace_period();
+    if end.is_ok() {
+        member
+            .hand_over(&holder, started.shutdown.grace_period())
+            .await;
     }
-    process.set_draining();
-    drain(&shutdown, &publishers, &mut recorder, &tasks).await;
+    member.stop_following();
+    let rest = until.saturating_duration_since(Instant::now());
+    holder.release_all(rest.max(LAST_GRACE)).await;
+    member.leave().await;
+    started.shutdown.advance(Phase::Releasing);
     background.cancel();
     stop_publishing.cancel();
-    shutdown.advance(Phase::Stopped);
-    drop(embedded);
+    started.shutdown.advance(Phase::Stopped);
+    drop(started.embedded);
     end
+}
+
+fn bucket(started: &Started) -> Bucket {
+    Bucket::new(
+        started.nats.client.clone(),
+        started.nats.jetstream.clone(),
+        started.fleet_bucket.clone(),
+        started.config.prefix().clone(),
+    )
+}
+
+fn holder(
+    started: &Started,
+    shared: Arc<Shared>,
+    publishers: Vec<Arc<Publisher>>,
+    streams: Vec<Stream<()>>,
+    background: &CancellationToken,
+) -> Arc<Holder> {
+    let recorder = Recorder::new(
+        started.fleet_bucket.clone(),
+        shared.ownership.clone(),
+        common(&started.config),
+    );
+    let writing = Arc::clone(&recorder);
+    spawn_until(background, async move { writing.run().await });
+    Holder::new(Means {
+        config: Arc::clone(&started.config),
+        process: Arc::clone(&started.process),
+        nats: started.nats.clone(),
+        bucket: bucket(started),
+        streams,
+        publishers,
+        shared,
+        recorder,
+    })
+}
+
+/// Takes every shard this process was started for, whoever had it.
+async fn hold_all(started: &Started, holder: &Arc<Holder>) -> Result<(), Fatal> {
+    info!(
+        shards = started.shards.len(),
+        of = started.shard_count,
+        "shards start"
+    );
+    let fresh = started.config.fresh();
+    let starts = started.shards.iter();
+    let starts = starts.map(|shard| holder.start(*shard, fresh));
+    let mut starts = futures_util::stream::iter(starts).buffered(STARTS);
+    while let Some(outcome) = starts.next().await {
+        outcome.map_err(|error| started.nats.unanswered("taking the shards", &error))?;
+    }
+    Ok(())
 }
 
 fn spawn_background(
@@ -97,108 +154,18 @@ fn spawn_background(
     publishers: &[Arc<Publisher>],
     stop: &CancellationToken,
 ) {
-    let queue = Arc::clone(&shared.identifies);
-    spawn_until(stop, queue.run(started.api.clone()));
     let gateway = Arc::clone(&shared.gateway);
     spawn_until(stop, gateway.run(started.api.clone()));
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
+    let progress = progress::run(Arc::clone(&started.process), started.config.log_format());
+    spawn_until(stop, progress);
 }
 
-/// Reads the checkpoints and names this process as the owner of its shards: before the first
-/// connection, so that an earlier process finds out when its own ends.
-async fn take_shards(
-    started: &Started,
-    shared: &Shared,
-    publishers: &[Arc<Publisher>],
-    streams: &[Stream<()>],
-) -> Result<(Recorder, Vec<Made>), Fatal> {
-    let found = find_checkpoints(started, streams).await?;
-    let shards = make_shards(started, publishers, found);
-    let recorded = shards
-        .iter()
-        .map(|shard| (shard.parts.clone(), shard.record.clone()))
-        .collect();
-    let mut recorder = Recorder::new(
-        started.fleet_bucket.clone(),
-        shared.ownership.clone(),
-        common(&started.config),
-        recorded,
-    );
-    let until = Instant::now() + started.config.startup_timeout();
-    let claimed = recorder.claim(until.into()).await;
-    claimed.map_err(|error| started.nats.unanswered("records of the shards", &error))?;
-    Ok((recorder, shards))
-}
-
-fn spawn_shards(started: &Started, shared: &Arc<Shared>, shards: Vec<Made>) -> TaskTracker {
-    info!(
-        shards = shards.len(),
-        of = started.shard_count,
-        "shards start"
-    );
-    let tasks = TaskTracker::new();
-    for Made {
-        parts,
-        session,
-        alive_ms,
-        ..
-    } in shards
-    {
-        let task = ShardTask::new(Arc::clone(shared), parts, session, alive_ms);
-        // Tracked; awaited by the drain.
-        drop(tasks.spawn(task.run()));
-    }
-    tasks.close();
-    tasks
-}
-
-/// Stop reading → wait for acknowledgements → write records → close resumably.
-async fn drain(
-    shutdown: &crate::shutdown::Shutdown,
-    publishers: &[Arc<Publisher>],
-    recorder: &mut Recorder,
-    tasks: &TaskTracker,
+pub(crate) fn spawn_until(
+    stop: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
 ) {
-    let grace = shutdown.grace_period();
-    let until = Instant::now() + grace;
-    for publisher in publishers {
-        let patience = until
-            .saturating_duration_since(Instant::now())
-            .saturating_sub(grace / RELEASE_SHARE);
-        if !publisher.drained(patience).await {
-            warn!(
-                unacknowledged = publisher.kept_messages(),
-                "not everything was stored within the grace period; Discord replays it at the next resume"
-            );
-        }
-    }
-    shutdown.advance(Phase::Releasing);
-    let rest = until.saturating_duration_since(Instant::now());
-    if tokio::time::timeout(rest, recorder.write_all(true))
-        .await
-        .is_err()
-    {
-        warn!("not every shard's record was written within the grace period");
-    }
-    let rest = until
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(100));
-    if tokio::time::timeout(rest, tasks.wait()).await.is_err() {
-        warn!(shards = tasks.len(), "shards outlived the grace period");
-    }
-    // The markers that say the shards are let go.
-    for publisher in publishers {
-        let rest = until
-            .saturating_duration_since(Instant::now())
-            .max(LAST_WORDS);
-        if !publisher.drained(rest).await {
-            warn!("the last state changes were not stored");
-        }
-    }
-}
-
-fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
     let stop = stop.clone();
     // Ends with the token; what it returns is nothing.
     drop(tokio::spawn(async move {
@@ -287,6 +254,7 @@ fn spawn_publishers(
 
 fn shared(
     started: &Started,
+    desks: &Desks,
     ownership: Ownership,
     fatal: mpsc::Sender<Fatal>,
 ) -> Result<Shared, Fatal> {
@@ -306,22 +274,6 @@ fn shared(
             "shorten it",
         )
     })?;
-    let limit = started.gateway.session_start_limit;
-    let budget = Budget {
-        total: limit.total,
-        remaining: limit.remaining,
-        reset_at_ms: started
-            .gateway_asked_unix_ms
-            .saturating_add(limit.reset_after),
-        max_concurrency: limit.max_concurrency,
-    };
-    let identifies = IdentifyQueue::new(
-        budget,
-        config.identify_reserve_percent(),
-        started.fleet_bucket.clone(),
-        started.metrics.clone(),
-        Arc::clone(&started.process),
-    );
     Ok(Shared {
         dialer: Dialer::new(config.compression()),
         gateway: GatewayUrl::new(started.gateway.url.clone()),
@@ -329,123 +281,14 @@ fn shared(
         identify,
         compression: config.compression(),
         filter: config.events().clone(),
-        identifies,
+        identifies: Arc::clone(&desks.identifies),
         silent_after: config.silent_after(),
         process: Arc::clone(&started.process),
         ownership,
-        held: started.shards.len().into(),
         metrics: started.metrics.clone(),
-        shutdown: started.shutdown.clone(),
         proxy: config.proxy_id().clone(),
         fatal,
     })
-}
-
-async fn find_checkpoints(
-    started: &Started,
-    streams: &[Stream<()>],
-) -> Result<HashMap<ShardId, Found>, Fatal> {
-    let config = &started.config;
-    let until = Instant::now() + config.startup_timeout();
-    let lookups = started.shards.iter().map(|shard| {
-        let wanted = Wanted {
-            shard: *shard,
-            intents: Intents::from_bits(config.intents().bits()),
-            api_version: API_VERSION,
-            now_ms: unix_ms(),
-            fresh: config.fresh(),
-        };
-        let stream = &streams[shard.id() as usize % streams.len()];
-        let refused = || started.nats.refused().is_some();
-        async move {
-            let found = checkpoint::find(
-                &wanted,
-                stream,
-                &started.fleet_bucket,
-                config.prefix(),
-                refused,
-                until,
-            )
-            .await;
-            found.map(|found| (*shard, found))
-        }
-    });
-    let mut lookups = futures_util::stream::iter(lookups).buffer_unordered(LOOKUPS);
-    let mut found = HashMap::new();
-    while let Some(next) = lookups.next().await {
-        let (shard, checkpoint) =
-            next.map_err(|error| started.nats.unanswered("shard checkpoints", &error))?;
-        found.insert(shard, checkpoint);
-    }
-    Ok(found)
-}
-
-/// A shard before its first connection.
-struct Made {
-    parts: ShardParts,
-    session: Session,
-    record: Option<ShardRecord>,
-    // When its session was last known to be followed, unix ms.
-    alive_ms: u64,
-}
-
-fn make_shards(
-    started: &Started,
-    publishers: &[Arc<Publisher>],
-    mut found: HashMap<ShardId, Found>,
-) -> Vec<Made> {
-    let mut resuming = 0_usize;
-    let mut shards = Vec::with_capacity(started.shards.len());
-    for shard in &started.shards {
-        let Some(Found { decision, record }) = found.remove(shard) else {
-            continue;
-        };
-        let alive_ms = decision.alive_ms.unwrap_or_else(unix_ms);
-        let now = Instant::now();
-        let settings = Settings {
-            shard: *shard,
-            heartbeat_timeout: started.config.heartbeat_timeout(),
-        };
-        let session = match decision.start {
-            Start::New => Session::new(settings, None, now),
-            Start::Resume(known) => {
-                resuming += 1;
-                Session::new(settings, Some(known), now)
-            }
-            Start::After { old, reason } => {
-                info!(%shard, old_session = old.session_id, ?reason, "the earlier session is not resumed");
-                let mut session = Session::new(settings, Some(old), now);
-                session.expire(reason, now);
-                session
-            }
-        };
-        let mark = (0, session.last_seq().unwrap_or(0));
-        let cell = SessionCell::new(session.resumable().map(|known| (0, known)));
-        let status = started.process.add_shard(*shard);
-        if let Some(id) = session.id() {
-            // Its age is counted from here; nobody wrote down when it began.
-            status.set_session(id, unix_ms());
-            if let Some(guilds) = record.as_ref().and_then(|record| record.guilds) {
-                status.set_guilds(guilds);
-            }
-        }
-        let publisher = &publishers[shard.id() as usize % publishers.len()];
-        let parts = ShardParts {
-            lane: Lane::new(started.config.prefix(), *shard, mark),
-            status,
-            session: Arc::new(cell),
-            publisher: Arc::clone(publisher),
-            lost: Arc::default(),
-        };
-        shards.push(Made {
-            parts,
-            session,
-            record,
-            alive_ms,
-        });
-    }
-    info!(resuming, new = shards.len() - resuming, "checkpoints read");
-    shards
 }
 
 fn common(config: &Config) -> Common {

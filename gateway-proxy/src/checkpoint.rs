@@ -1,14 +1,13 @@
-//! Reads where a shard may carry on: the last message of its subjects and its record in the fleet
-//! bucket. What follows from them is `core::checkpoint`'s decision.
+//! Reads where a shard may carry on: the last message of its subjects, beside the record it left in the
+//! fleet bucket. What follows from them is `core::checkpoint`'s decision.
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use gateway_proxy_core::checkpoint::{self, Decision, LastStored, ReadyFacts, Wanted};
 use gateway_proxy_core::frame::{Frame, control};
 use schemas::message::NATS_MSG_ID;
-use schemas::{FleetKey, MessageId, Prefix, ShardId, ShardRecord, Subject};
+use schemas::{MessageId, Prefix, ShardId, ShardRecord, Subject};
 use tracing::warn;
 
 /// How long one look-up may take before it is tried again; a cluster may be electing a leader.
@@ -16,38 +15,31 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How one shard starts, with the record it left.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) decision: Decision,
-    pub(crate) record: Option<ShardRecord>,
-}
-
 /// Why nothing can be said about a shard's checkpoint.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LookupError {
-    #[error("the last event of shard {shard} cannot be read: {reason}")]
-    Stream { shard: ShardId, reason: String },
-    #[error("the record of shard {shard} cannot be read: {reason}")]
-    Record { shard: ShardId, reason: String },
+#[error("the last event of shard {shard} cannot be read: {reason}")]
+pub(crate) struct LookupError {
+    shard: ShardId,
+    reason: String,
 }
 
-/// Looks a shard up, trying again until the deadline while NATS does not answer: starting without the checkpoint would
-/// spend an IDENTIFY and lose what Discord would replay. `refused`: NATS said that we may not ask.
+/// Looks a shard up, trying again until the deadline while NATS does not answer: starting without the
+/// checkpoint would spend an IDENTIFY and lose what Discord would replay. `record` is what the shard's
+/// last owner left; `refused`: NATS said that we may not ask.
 pub(crate) async fn find(
     wanted: &Wanted,
+    record: Option<&ShardRecord>,
     stream: &Stream<()>,
-    bucket: &kv::Store,
     prefix: &Prefix,
     refused: impl Fn() -> bool,
     until: Instant,
-) -> Result<Found, LookupError> {
+) -> Result<Decision, LookupError> {
     loop {
-        let lookup = look_up(wanted, stream, bucket, prefix);
+        let lookup = look_up(wanted, record, stream, prefix);
         let error = match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(error)) => error,
-            Err(_) => LookupError::Stream {
+            Err(_) => LookupError {
                 shard: wanted.shard,
                 reason: format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()),
             },
@@ -62,11 +54,10 @@ pub(crate) async fn find(
 
 async fn look_up(
     wanted: &Wanted,
+    record: Option<&ShardRecord>,
     stream: &Stream<()>,
-    bucket: &kv::Store,
     prefix: &Prefix,
-) -> Result<Found, LookupError> {
-    let record = read_record(wanted.shard, bucket).await?;
+) -> Result<Decision, LookupError> {
     let last = last_message(
         wanted.shard,
         stream,
@@ -74,25 +65,17 @@ async fn look_up(
     )
     .await?;
     let Some(last) = last else {
-        return Ok(Found {
-            decision: checkpoint::start(wanted, None, record.as_ref()),
-            record,
-        });
+        return Ok(checkpoint::start(wanted, None, record));
     };
     let id = match MessageId::parse(&last.id) {
         Ok(id) => id,
         Err(error) => {
             // Somebody else wrote to our subjects; the record is what there is.
             warn!(shard = %wanted.shard, %error, "the last message of the shard is not ours");
-            return Ok(Found {
-                decision: checkpoint::start(wanted, None, record.as_ref()),
-                record,
-            });
+            return Ok(checkpoint::start(wanted, None, record));
         }
     };
-    let known = record
-        .as_ref()
-        .and_then(|record| record.session_id.as_deref());
+    let known = record.and_then(|record| record.session_id.as_deref());
     let ready = if known == Some(id.session) {
         None
     } else {
@@ -115,10 +98,7 @@ async fn look_up(
         at_ms: last.at_ms,
         ready: facts,
     };
-    Ok(Found {
-        decision: checkpoint::start(wanted, Some(stored), record.as_ref()),
-        record,
-    })
+    Ok(checkpoint::start(wanted, Some(stored), record))
 }
 
 struct Last {
@@ -137,7 +117,7 @@ async fn last_message(
         Ok(message) => message,
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
         Err(error) => {
-            return Err(LookupError::Stream {
+            return Err(LookupError {
                 shard,
                 reason: error.to_string(),
             });
@@ -167,26 +147,4 @@ fn read_ready(ready: &Last, session: &str) -> Option<(ShardId, Option<String>)> 
         shard,
         ready.resume_gateway_url.map(std::borrow::Cow::into_owned),
     ))
-}
-
-async fn read_record(
-    shard: ShardId,
-    bucket: &kv::Store,
-) -> Result<Option<ShardRecord>, LookupError> {
-    let key = FleetKey::Shard(shard).to_string();
-    let value = bucket
-        .get(&key)
-        .await
-        .map_err(|error| LookupError::Record {
-            shard,
-            reason: error.to_string(),
-        })?;
-    let Some(value) = value else { return Ok(None) };
-    match serde_json::from_slice(&value) {
-        Ok(record) => Ok(Some(record)),
-        Err(error) => {
-            warn!(%shard, key, %error, "the shard's record is not readable: ignored");
-            Ok(None)
-        }
-    }
 }

@@ -13,6 +13,7 @@ use crate::exit::{self, Fatal};
 use crate::shutdown::{Phase, Shutdown};
 use crate::telemetry;
 
+mod operate;
 mod start;
 
 pub use start::{Started, start};
@@ -32,8 +33,10 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match matches.subcommand() {
         Some(("run", flags)) => load(flags).and_then(run),
         Some(("check-config", flags)) => load(flags).and_then(|config| check(&config)),
-        // Clap requires one of the verbs above.
-        Some(_) | None => Err(Fatal::bug("a verb without an implementation")),
+        Some((verb, flags)) => operate::run(verb, flags)
+            .unwrap_or_else(|| Err(Fatal::bug("a verb without an implementation"))),
+        // Clap requires a verb.
+        None => Err(Fatal::bug("no verb")),
     };
     exit::finish(PROGRAM, outcome)
 }
@@ -62,6 +65,7 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(with_settings(run))
         .subcommand(with_settings(check))
+        .subcommands(operate::commands())
 }
 
 const EXIT_CODES: &str = "\

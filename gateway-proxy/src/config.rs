@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod load;
 mod nats;
+mod operator;
 mod presence;
 mod raw;
 mod resolve;
@@ -30,8 +31,9 @@ mod value;
 pub use error::ConfigError;
 pub use events::EventFilter;
 pub use nats::{NatsAuth, NatsServer, NatsSettings, NatsTarget};
+pub(crate) use operator::OperatorConfig;
 pub use presence::Presence;
-pub(crate) use raw::with_settings;
+pub(crate) use raw::{with_operator_settings, with_settings};
 pub(crate) use resolve::Resolver;
 pub use shards::{SHARDS_MAX, ShardCount, ShardSet};
 pub use value::{Compression, LogFormat};
@@ -179,6 +181,12 @@ impl Config {
         } else {
             None
         }
+    }
+
+    /// Who coordinates: the highest wins, in every mode.
+    #[must_use]
+    pub const fn coordinator_priority(&self) -> i32 {
+        self.fleet.coordinator_priority
     }
 
     /// Name of this process.

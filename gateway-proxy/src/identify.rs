@@ -1,327 +1,245 @@
-//! The driver of the identify limiter inside one process: shards ask, the limiter of `core::identify`
-//! decides, Discord is asked again for the day's budget.
-//!
-//! The fleet's limiter takes this one's place later: a shard only knows [`IdentifyQueue::grant`].
+//! The right to IDENTIFY, asked for and given: shards of this process ask the coordinator of all
+//! processes, which may be this very one. What it grants is decided by `core::fleet::limiter`.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv;
-use gateway_proxy_core::identify::{Budget, Hold, Limiter, Priority};
-use schemas::{FleetKey, IdentifyState, SessionBudget, ShardId, Timestamp};
-use tokio::sync::{Notify, oneshot};
-use tracing::{info, warn};
+use async_nats::Client;
+use gateway_proxy_core::fleet::limiter::{GOOD_FOR, HELD_FOR, Permit};
+use schemas::control::{
+    FleetVerb, IdentifyOutcome, IdentifyPriority, IdentifyReply, IdentifyReport, IdentifyRequest,
+    IdentifyStatus,
+};
+use schemas::{Prefix, ProxyId, ShardId};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::{debug, warn};
 
-use crate::discord_api::{DiscordApi, GatewayBot};
-use crate::metrics::Metrics;
-use crate::status::{Hold as ReadinessHold, ProcessStatus, unix_ms};
+use crate::fleet::leadership::Leadership;
 
-/// How long reading or writing the last grants may take.
-const STORE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a grant may be used: the next of its bucket comes later than this.
-const GRANT_VALID: Duration = Duration::from_millis(gateway_proxy_core::identify::WINDOW_MS);
-/// How often Discord is asked for the budget while shards wait: other processes spend it too.
-const REFRESH_EVERY: Duration = Duration::from_secs(60);
+mod grants;
 
-/// Shards that wait for their turn.
+pub(crate) use grants::{Grants, GrantsMeans, SIGHTINGS_MAX, Sighting};
+
+/// How long an answer is waited for: the coordinator holds a request for a while.
+const ANSWER_TIMEOUT: Duration = HELD_FOR.saturating_add(Duration::from_secs(1));
+/// After a request that nobody answered: there is no coordinator for the moment, or NATS is away.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// After a refusal: another process has the shard, and this one is about to find out.
+const REFUSED_REST: Duration = Duration::from_secs(5);
+/// Shortest and longest wait believed in.
+const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+/// Attempts to say what became of a grant; unsaid, its bucket stays taken for some seconds longer.
+const REPORT_ATTEMPTS: u32 = 3;
+/// Asks that wait for the limiter: one per shard of a large process, and others' as NATS brings them.
+pub(crate) const ASKS_MAX: usize = 4_096;
+
+/// A request to the limiter of this process.
 #[derive(Debug)]
-pub(crate) struct IdentifyQueue {
-    inner: Mutex<Inner>,
-    bucket: kv::Store,
+pub(crate) struct Ask {
+    pub(crate) request: IdentifyRequest,
+    /// Dropped without an answer when this process does not coordinate.
+    pub(crate) answer: oneshot::Sender<IdentifyReply>,
+}
+
+/// The asker's side, shared by all shards of the process.
+#[derive(Debug)]
+pub(crate) struct Identifies {
+    client: Client,
+    subject: String,
+    proxy: ProxyId,
+    leadership: Leadership,
+    asks: mpsc::Sender<Ask>,
+    // Highest epoch an answer came from: those of earlier ones are void.
+    epoch: AtomicU64,
+    // What the limiter saw last.
+    above_reserve: AtomicBool,
+    waiting: Mutex<Waiting>,
     changed: Notify,
-    metrics: Metrics,
-    status: Arc<ProcessStatus>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    limiter: Limiter,
-    // At most one per shard of this process.
-    waiters: HashMap<u32, oneshot::Sender<Grant>>,
+/// Who waits here, and what the coordinator said last.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    shards: BTreeSet<u32>,
+    // Until when the budget's reserve holds everybody up, unix ms.
+    reserve_until_ms: Option<u64>,
+    remaining: Option<u32>,
 }
 
-/// The right to send one IDENTIFY, for as long as the bucket's next grant cannot come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Grant(Instant);
-
-impl Grant {
-    /// False when the process was held up so long that another shard may have been granted since.
-    pub(crate) fn is_valid(self, now: Instant) -> bool {
-        now.saturating_duration_since(self.0) < GRANT_VALID
-    }
-}
-
-/// Leaves the queue when dropped, unless the grant came.
+/// A shard's place among those that wait.
 struct Place<'a> {
-    queue: &'a IdentifyQueue,
-    shard: ShardId,
-    granted: bool,
-    receiver: oneshot::Receiver<Grant>,
+    identifies: &'a Identifies,
+    shard: u32,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.granted {
-            return;
-        }
-        let mut inner = self.queue.lock();
-        if self.receiver.try_recv().is_ok() {
-            // It came, but nobody looked any more.
-            inner.limiter.give_back();
-        }
-        inner.limiter.cancel(self.shard);
-        inner.waiters.remove(&self.shard.id());
-        drop(inner);
-        self.queue.changed.notify_one();
+        self.identifies.waiting().shards.remove(&self.shard);
+        self.identifies.changed.notify_one();
     }
 }
 
-/// What Discord said, as the limiter keeps it.
-pub(crate) fn budget(answer: &GatewayBot) -> Budget {
-    let limit = &answer.session_start_limit;
-    Budget {
-        total: limit.total,
-        remaining: limit.remaining,
-        reset_at_ms: unix_ms().saturating_add(limit.reset_after),
-        max_concurrency: limit.max_concurrency,
-    }
-}
-
-impl IdentifyQueue {
+impl Identifies {
     pub(crate) fn new(
-        budget: Budget,
-        reserve_percent: u8,
-        bucket: kv::Store,
-        metrics: Metrics,
-        status: Arc<ProcessStatus>,
+        client: Client,
+        prefix: &Prefix,
+        proxy: ProxyId,
+        leadership: Leadership,
+        asks: mpsc::Sender<Ask>,
     ) -> Arc<Self> {
-        let limiter = Limiter::new(budget, reserve_percent);
-        let inner = Mutex::new(Inner {
-            limiter,
-            waiters: HashMap::new(),
-        });
         Arc::new(Self {
-            inner,
-            bucket,
+            client,
+            subject: FleetVerb::Identify.subject(prefix),
+            proxy,
+            leadership,
+            asks,
+            epoch: AtomicU64::new(0),
+            above_reserve: AtomicBool::new(false),
+            waiting: Mutex::default(),
             changed: Notify::new(),
-            metrics,
-            status,
         })
     }
 
-    /// Waits for this shard's turn. Dropping the future leaves the queue.
-    pub(crate) async fn grant(&self, shard: ShardId, priority: Priority) -> Grant {
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut inner = self.lock();
-            inner.limiter.request(shard, priority);
-            inner.waiters.insert(shard.id(), sender);
-        }
+    /// Waits for this shard's turn. Dropping the future gives the place up.
+    pub(crate) async fn grant(
+        self: &Arc<Self>,
+        shard: ShardId,
+        priority: IdentifyPriority,
+    ) -> Permit {
+        self.waiting().shards.insert(shard.id());
         self.changed.notify_one();
-        let mut place = Place {
-            queue: self,
-            shard,
-            granted: false,
-            receiver,
+        let _place = Place {
+            identifies: self,
+            shard: shard.id(),
         };
-        // The sender is dropped only with the queue itself.
-        match (&mut place.receiver).await {
-            Ok(grant) => {
-                place.granted = true;
-                grant
-            }
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// Whether a session that could go on may be given up for a new one.
-    pub(crate) fn has_budget(&self) -> bool {
-        self.lock().limiter.has_budget(unix_ms())
-    }
-
-    /// An IDENTIFY went out just now.
-    pub(crate) fn sent(&self, shard: ShardId) {
-        self.lock().limiter.sent(shard, unix_ms());
-    }
-
-    /// A grant was not used.
-    pub(crate) fn give_back(&self) {
-        self.lock().limiter.give_back();
-    }
-
-    /// Grants while the process runs.
-    pub(crate) async fn run(self: Arc<Self>, api: DiscordApi) {
-        let mut holding: Option<ReadinessHold> = None;
-        let mut refreshed = tokio::time::Instant::now();
-        self.take_up_earlier_grants().await;
+        let request = IdentifyRequest {
+            proxy: self.proxy.clone(),
+            shard,
+            priority,
+            reason: None,
+            report: None,
+        };
         loop {
-            let (granted, hold) = self.grant_what_is_possible();
-            if !granted.is_empty() {
-                // Known to whoever grants next before it is used: this process may end any time.
-                let from = Instant::now();
-                self.store_grants().await;
-                self.hand_out(granted, Grant(from));
-            }
-            self.report(hold, &mut holding);
-            let waiting = !matches!(hold, Hold::Idle);
-            if waiting && refreshed.elapsed() >= REFRESH_EVERY {
-                refreshed = tokio::time::Instant::now();
-                self.refresh(&api).await;
-                continue;
-            }
-            let wait = match hold {
-                Hold::Idle => REFRESH_EVERY * 60,
-                Hold::Bucket(at) | Hold::Reserve(at) => {
-                    Duration::from_millis(at.saturating_sub(unix_ms()).max(1)).min(REFRESH_EVERY)
+            let asked_at = Instant::now();
+            let pause = match self.ask(&request).await {
+                Ok(reply) => match self.judge(&reply, shard, asked_at) {
+                    Ok(permit) => return permit,
+                    Err(pause) => pause,
+                },
+                Err(reason) => {
+                    debug!(%shard, reason, "nobody says who may identify");
+                    ASK_AGAIN
                 }
             };
-            tokio::select! {
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep(wait) => {}
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What an answer permits, or how long to wait before asking again.
+    fn judge(
+        self: &Arc<Self>,
+        reply: &IdentifyReply,
+        shard: ShardId,
+        asked_at: Instant,
+    ) -> Result<Permit, Duration> {
+        let known = self.epoch.fetch_max(reply.epoch, Ordering::AcqRel);
+        if reply.epoch < known {
+            return Err(ASK_AGAIN);
+        }
+        self.note(reply);
+        if let Some(permit) = Permit::of(reply, asked_at) {
+            if permit.is_good(Instant::now()) {
+                return Ok(permit);
+            }
+            self.report(shard, permit.grant, IdentifyOutcome::Unused);
+            return Err(ASK_AGAIN);
+        }
+        match reply.status {
+            IdentifyStatus::Refused => {
+                warn!(%shard, reason = reply.reason, "this process may not identify the shard");
+                Err(REFUSED_REST)
+            }
+            IdentifyStatus::Wait | IdentifyStatus::Granted => {
+                let wait = Duration::from_millis(reply.wait_ms.unwrap_or(0));
+                Err(wait.clamp(WAIT.0, WAIT.1))
             }
         }
     }
 
-    /// A process that ended a moment ago may have granted within the window.
-    async fn take_up_earlier_grants(&self) {
-        match self.stored().await {
-            Ok(Some(earlier)) if earlier.max_concurrency == self.budget().max_concurrency => {
-                self.lock().limiter.restore(earlier.last_grant_unix_ms);
-            }
-            Ok(_) => {}
-            Err(error) => warn!(error, "the last identifies cannot be read"),
+    /// Keeps what the coordinator says about the day, for people.
+    fn note(&self, reply: &IdentifyReply) {
+        let held = reply.status == IdentifyStatus::Wait
+            && reply
+                .reason
+                .as_ref()
+                .is_some_and(|reason| reason.contains("reserve"));
+        let mut waiting = self.waiting();
+        waiting.remaining = reply.remaining.or(waiting.remaining);
+        let until = reply.reset_at_unix_ms.filter(|_| held);
+        if waiting.reserve_until_ms != until {
+            waiting.reserve_until_ms = until;
+            drop(waiting);
+            self.changed.notify_one();
         }
     }
 
-    /// Leaves the grants to whoever grants next, together with those of others.
-    async fn store_grants(&self) {
-        let budget = self.budget();
-        let mut state = IdentifyState {
-            epoch: 0,
-            max_concurrency: budget.max_concurrency,
-            last_grant_unix_ms: self.lock().limiter.last_grants().collect(),
-            budget: Some(SessionBudget {
-                total: budget.total,
-                remaining: budget.remaining,
-                reset_at_unix_ms: budget.reset_at_ms,
-            }),
-        };
-        if let Ok(Some(stored)) = self.stored().await
-            && stored.max_concurrency == state.max_concurrency
-        {
-            for (bucket, at) in stored.last_grant_unix_ms {
-                let known = state.last_grant_unix_ms.entry(bucket).or_default();
-                *known = at.max(*known);
-            }
+    async fn ask(&self, request: &IdentifyRequest) -> Result<IdentifyReply, String> {
+        if self.leadership.epoch().is_some() {
+            let (answer, answered) = oneshot::channel();
+            let ask = Ask {
+                request: request.clone(),
+                answer,
+            };
+            let sent = self.asks.send(ask).await;
+            sent.map_err(|_| "the limiter of this process ended".to_owned())?;
+            return tokio::time::timeout(ANSWER_TIMEOUT, answered)
+                .await
+                .map_err(|_| "no answer".to_owned())?
+                .map_err(|_| "this process coordinates no longer".to_owned());
         }
-        let value = serde_json::to_vec(&state).expect("numbers always serialise");
-        let put = self
-            .bucket
-            .put(FleetKey::Identify.to_string(), value.into());
-        if !matches!(tokio::time::timeout(STORE_TIMEOUT, put).await, Ok(Ok(_))) {
-            warn!("the last identifies were not stored");
-        }
-    }
-
-    async fn stored(&self) -> Result<Option<IdentifyState>, String> {
-        let get = self.bucket.get(FleetKey::Identify.to_string());
-        let value = tokio::time::timeout(STORE_TIMEOUT, get)
+        let payload = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+        let asked = self.client.request(self.subject.clone(), payload.into());
+        let reply = tokio::time::timeout(ANSWER_TIMEOUT, asked)
             .await
             .map_err(|_| "no answer".to_owned())?
             .map_err(|error| error.to_string())?;
-        // What somebody edited beyond reading is as good as nothing.
-        Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
+        serde_json::from_slice(&reply.payload).map_err(|error| error.to_string())
     }
 
-    fn budget(&self) -> Budget {
-        self.lock().limiter.budget()
+    /// Whether the day's budget is above its reserve, as far as this process knows: a session that
+    /// could go on is given up for a new one only then.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.above_reserve.load(Ordering::Relaxed)
     }
 
-    /// Who may identify, and what the others wait for.
-    fn grant_what_is_possible(&self) -> (Vec<oneshot::Sender<Grant>>, Hold) {
-        let now = unix_ms();
-        let mut granted = Vec::new();
-        let mut inner = self.lock();
-        while let Some(shard) = inner.limiter.poll(now) {
-            match inner.waiters.remove(&shard.id()) {
-                Some(waiter) => granted.push(waiter),
-                None => inner.limiter.give_back(),
+    /// Says what became of a grant.
+    pub(crate) fn report(self: &Arc<Self>, shard: ShardId, grant: u64, outcome: IdentifyOutcome) {
+        let identifies = Arc::clone(self);
+        // Bounded by its attempts.
+        drop(tokio::spawn(async move {
+            let request = IdentifyRequest {
+                proxy: identifies.proxy.clone(),
+                shard,
+                priority: IdentifyPriority::default(),
+                reason: None,
+                report: Some(IdentifyReport { grant, outcome }),
+            };
+            for _ in 0..REPORT_ATTEMPTS {
+                match identifies.ask(&request).await {
+                    Ok(_) => return,
+                    Err(reason) => debug!(%shard, reason, "the fate of a grant was not told"),
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
             }
-        }
-        let budget = inner.limiter.budget();
-        self.metrics
-            .session_starts_total
-            .set(u64::from(budget.total));
-        self.metrics
-            .session_starts_remaining
-            .set(u64::from(budget.remaining));
-        let waiting = inner.limiter.waiting() as u64;
-        let hold = inner.limiter.hold(now);
-        drop(inner);
-        let end = match hold {
-            Hold::Idle | Hold::Reserve(_) => None,
-            Hold::Bucket(at) => {
-                let waves = waiting.div_ceil(u64::from(budget.max_concurrency.max(1)));
-                let pace = gateway_proxy_core::identify::WINDOW_MS;
-                Some(at + waves.saturating_sub(1) * pace)
-            }
-        };
-        self.status.set_startup_end(end);
-        (granted, hold)
+        }));
     }
 
-    fn hand_out(&self, waiters: Vec<oneshot::Sender<Grant>>, grant: Grant) {
-        for waiter in waiters {
-            if waiter.send(grant).is_err() {
-                self.lock().limiter.give_back();
-            }
-        }
-    }
-
-    fn report(&self, hold: Hold, holding: &mut Option<ReadinessHold>) {
-        let Hold::Reserve(until) = hold else {
-            if holding.take().is_some() {
-                self.status.set_budget_reset(None);
-                info!("new sessions may start again");
-            }
-            return;
-        };
-        let until_text = Timestamp::from_unix_ms(until);
-        let text = format!(
-            "new sessions wait until {until_text}: the identify budget is down to its reserve"
-        );
-        match holding {
-            Some(hold) => hold.set_reason(text),
-            None => {
-                warn!(until = %until_text, "the identify budget is down to its reserve; new sessions wait, resumes go on");
-                *holding = Some(self.status.hold(text));
-            }
-        }
-        self.status.set_budget_reset(Some(until));
-    }
-
-    async fn refresh(&self, api: &DiscordApi) {
-        match api.gateway_bot().await {
-            Ok(answer) => self.lock().limiter.set_budget(budget(&answer)),
-            Err(error) => warn!(%error, "the session budget could not be read again"),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grant_found_after_a_standstill_is_not_used() {
-        let now = Instant::now();
-        let grant = Grant(now);
-        assert!(grant.is_valid(now + Duration::from_millis(4_999)));
-        assert!(!grant.is_valid(now + Duration::from_secs(5)));
-    }
-}
+/// A grant must outlive the way of its answer.
+const _: () = assert!(GOOD_FOR.as_millis() > HELD_FOR.as_millis());

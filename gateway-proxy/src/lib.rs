@@ -21,9 +21,15 @@ pub use cli::main_with;
 
 mod app;
 mod checkpoint;
+mod claim;
+mod fence;
+mod fleet;
 mod gateway_url;
+mod holder;
 mod identify;
+mod membership;
 mod ownership;
+mod progress;
 mod publisher;
 mod recorder;
 mod shard;

@@ -119,6 +119,22 @@ pub struct Instruments {
     pub session_starts_total: Level,
     /// Session starts left today.
     pub session_starts_remaining: Level,
+    /// Members of the fleet that live, this process included.
+    pub fleet_members: Level,
+    /// Epoch of the plan that is followed.
+    pub fleet_plan_epoch: Level,
+    /// 1 while this process coordinates.
+    pub fleet_coordinates: Level,
+    /// Shards this process took because the plan says so.
+    pub fleet_moves: Count,
+    /// Those of them whose owner was gone.
+    pub fleet_takeovers: Count,
+    /// Times the lease of this process ended, and it let go of everything.
+    pub fleet_fenced: Count,
+    /// Shards without a place, as the coordinator sees it.
+    pub fleet_unplaced_shards: Level,
+    /// IDENTIFYs granted by this process as the coordinator.
+    pub fleet_identify_grants: Count,
 }
 
 /// Which counter an event belongs to: its own for documented and `PROXY_*` events, one for the rest.

@@ -2,12 +2,14 @@
 //! that stood still, or that somebody started a second time, finds another name there and lets go,
 //! instead of fighting its successor for the session.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
 use schemas::{FleetKey, ShardId, ShardRecord};
+
+use crate::fence::Fence;
 
 /// How long the question may take: a shard waits for the answer before it connects.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,8 +26,10 @@ pub(crate) const STOOD_STILL: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Ownership {
     bucket: kv::Store,
-    instance: String,
+    // Shared by all clones; a new one whenever the process joins the fleet again.
+    instance: Arc<RwLock<Arc<str>>>,
     pulse: Arc<Pulse>,
+    fence: Fence,
 }
 
 /// Whether this process has run without interruption.
@@ -44,6 +48,13 @@ impl Pulse {
     }
 }
 
+fn new_instance() -> Arc<str> {
+    let name: String = std::iter::repeat_with(fastrand::alphanumeric)
+        .take(NAME_LEN)
+        .collect();
+    name.into()
+}
+
 /// Whose a shard is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
@@ -59,10 +70,7 @@ pub(crate) enum Owner {
 }
 
 impl Ownership {
-    pub(crate) fn new(bucket: kv::Store) -> Self {
-        let instance = std::iter::repeat_with(fastrand::alphanumeric)
-            .take(NAME_LEN)
-            .collect();
+    pub(crate) fn new(bucket: kv::Store, fence: Fence) -> Self {
         let pulse = Pulse {
             started: Instant::now(),
             last_tick: AtomicU64::new(0),
@@ -70,8 +78,9 @@ impl Ownership {
         };
         Self {
             bucket,
-            instance,
+            instance: Arc::new(RwLock::new(new_instance())),
             pulse: Arc::new(pulse),
+            fence,
         }
     }
 
@@ -95,9 +104,27 @@ impl Ownership {
         self.pulse.standstills.load(Ordering::Acquire) + just_now
     }
 
-    /// The name of this process.
-    pub(crate) fn instance(&self) -> &str {
-        &self.instance
+    /// Until when this process may act on its shards.
+    pub(crate) const fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    /// The name of this process, as it joined last.
+    pub(crate) fn instance(&self) -> Arc<str> {
+        let instance = self.instance.read();
+        Arc::clone(&instance.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Another name from here on: whatever the one before wrote may still be on its way. Nothing is
+    /// held under it any more.
+    pub(crate) fn rename(&self) -> Arc<str> {
+        let name = new_instance();
+        let mut instance = self
+            .instance
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *instance = Arc::clone(&name);
+        name
     }
 
     /// Reads whose the shard is.
@@ -116,7 +143,7 @@ impl Ownership {
     /// Whose the record says the shard is.
     pub(crate) fn in_record(&self, record: &ShardRecord) -> Owner {
         match &record.owner_instance {
-            Some(instance) if *instance != self.instance => Owner::Other {
+            Some(instance) if **instance != *self.instance() => Owner::Other {
                 proxy: record
                     .owner
                     .as_ref()

@@ -38,6 +38,8 @@ pub(crate) struct Publisher {
     room: Room,
     // Wakes whoever waits for everything to be stored.
     drained: Notify,
+    // Wakes the task: a lane was closed with messages on their way.
+    sweep: Notify,
     kept_bytes: AtomicUsize,
     kept_messages: AtomicUsize,
     limit_bytes: usize,
@@ -58,6 +60,7 @@ impl Publisher {
             filled: Notify::new(),
             room: Room::new(),
             drained: Notify::new(),
+            sweep: Notify::new(),
             kept_bytes: AtomicUsize::new(0),
             kept_messages: AtomicUsize::new(0),
             limit_bytes,
@@ -103,6 +106,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_add(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_add(1, Ordering::Relaxed);
+        message.lane().add_kept();
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         inbox.push(message);
         if inbox.len() == 1 {
@@ -112,6 +116,7 @@ impl Publisher {
     }
 
     /// Waits until everything handed over is stored, or the time is up. True: everything is.
+    #[cfg(test)]
     pub(crate) async fn drained(&self, patience: Duration) -> bool {
         let wait = async {
             loop {
@@ -123,6 +128,12 @@ impl Publisher {
             }
         };
         tokio::time::timeout(patience, wait).await.is_ok()
+    }
+
+    /// Drops what closed lanes have on their way; the connection is given up for it, since what is
+    /// written cannot be taken back otherwise.
+    pub(crate) fn sweep(&self) {
+        self.sweep.notify_one();
     }
 
     /// Messages not stored yet.
@@ -167,6 +178,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+        message.lane().remove_kept();
         self.metrics.events_acknowledged.add(message.slot());
     }
 
@@ -175,6 +187,7 @@ impl Publisher {
         self.kept_bytes
             .fetch_sub(message.kept_bytes(), Ordering::Relaxed);
         self.kept_messages.fetch_sub(1, Ordering::Relaxed);
+        message.lane().remove_kept();
     }
 
     fn after_acknowledgements(&self) {

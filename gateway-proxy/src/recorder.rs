@@ -1,12 +1,14 @@
 //! Writes each shard's record into the fleet bucket: on change, and every few seconds while the
 //! sequence moves. Never per event, and never over a record that another process wrote since.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use schemas::{Compression, FleetKey, Intents, ProxyId, ShardRecord, ShardState};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::ownership::{Owner, Ownership};
 use crate::shard::ShardParts;
@@ -21,9 +23,8 @@ const WRITE_EVERY: Duration = Duration::from_secs(5);
 const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long one write may take; the next look tries again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Between two attempts to take a shard at the start.
-const CLAIM_PAUSE: Duration = Duration::from_millis(500);
+/// Between two attempts to say that a shard is let go of.
+const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What stands in every record of this process.
 #[derive(Clone, Debug)]
@@ -33,14 +34,15 @@ pub(crate) struct Common {
     pub(crate) compression: Compression,
 }
 
-/// The records of this process' shards.
+/// The records of this process' shards. Shards come and go while it runs.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     bucket: kv::Store,
     ownership: Ownership,
     common: Common,
-    shards: Vec<Shard>,
-    trouble: Option<Trouble>,
+    // By number; at most one per shard this process holds.
+    shards: Mutex<BTreeMap<u32, Arc<Entry>>>,
+    trouble: Mutex<Option<Trouble>>,
 }
 
 /// Records that cannot be written: said once, and again from time to time.
@@ -51,167 +53,172 @@ struct Trouble {
 }
 
 #[derive(Debug)]
-struct Shard {
+struct Entry {
     parts: ShardParts,
-    written: Option<ShardRecord>,
-    written_at: Instant,
-    // What an update must find; 0: no record.
+    // Held over the write, so that the last word on a shard is said once.
+    written: tokio::sync::Mutex<Written>,
+}
+
+#[derive(Debug)]
+struct Written {
+    record: ShardRecord,
+    at: Instant,
+    // What an update must find.
     revision: u64,
     // The last attempt, which may have failed.
     attempted_at: Option<Instant>,
+    // Nothing is written any more.
+    over: bool,
 }
 
 impl Recorder {
-    /// `earlier` holds what the bucket says now, so that guild counts survive a RESUME.
-    pub(crate) fn new(
-        bucket: kv::Store,
-        ownership: Ownership,
-        common: Common,
-        shards: Vec<(ShardParts, Option<ShardRecord>)>,
-    ) -> Self {
-        let now = Instant::now();
-        let shards = shards
-            .into_iter()
-            .map(|(parts, written)| Shard {
-                parts,
-                written,
-                written_at: now,
-                revision: 0,
-                attempted_at: None,
-            })
-            .collect();
-        Self {
+    /// Writes nothing before a shard is added.
+    pub(crate) fn new(bucket: kv::Store, ownership: Ownership, common: Common) -> Arc<Self> {
+        Arc::new(Self {
             bucket,
             ownership,
             common,
-            shards,
-            trouble: None,
-        }
+            shards: Mutex::default(),
+            trouble: Mutex::default(),
+        })
     }
 
-    /// Takes every shard, whoever had it: this process was started to hold them.
-    ///
-    /// # Errors
-    /// What NATS says about the first record that cannot be written until the deadline.
-    pub(crate) async fn claim(&mut self, until: Instant) -> Result<(), String> {
-        for index in 0..self.shards.len() {
-            let record = self.record(index);
-            let key = FleetKey::Shard(record.shard).to_string();
-            let revision = self.take(&key, &record, until).await?;
-            let shard = &mut self.shards[index];
-            (shard.revision, shard.written, shard.written_at) =
-                (revision, Some(record), Instant::now());
-        }
-        Ok(())
+    /// What stands in every record.
+    pub(crate) const fn common(&self) -> &Common {
+        &self.common
     }
 
-    /// Writes a record whatever stands there; a cluster may be electing a leader, which takes seconds.
-    async fn take(&self, key: &str, record: &ShardRecord, until: Instant) -> Result<u64, String> {
-        loop {
-            let put = self.bucket.put(key, encode(record));
-            let error = match tokio::time::timeout(WRITE_TIMEOUT, put).await {
-                Ok(Ok(revision)) => return Ok(revision),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer".to_owned(),
-            };
-            if Instant::now() >= until {
-                return Err(format!("{key}: {error}"));
-            }
-            debug!(key, error, "a record was not written, trying again");
-            tokio::time::sleep(CLAIM_PAUSE).await;
-        }
+    /// Takes on a shard whose record, as it stands, has this revision.
+    pub(crate) fn add(&self, parts: ShardParts, record: ShardRecord, revision: u64) {
+        let entry = Entry {
+            parts,
+            written: tokio::sync::Mutex::new(Written {
+                record,
+                at: Instant::now(),
+                revision,
+                attempted_at: None,
+                over: false,
+            }),
+        };
+        let id = entry.parts.status.shard().id();
+        locked(&self.shards).insert(id, Arc::new(entry));
     }
 
     /// Writes until dropped.
-    pub(crate) async fn run(&mut self) {
+    pub(crate) async fn run(&self) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.write_due().await;
+            let entries: Vec<_> = locked(&self.shards).values().cloned().collect();
+            for entry in entries {
+                self.write_if_due(&entry).await;
+            }
         }
     }
 
-    /// Writes every record that differs from what stands in the bucket: before shards are let go.
-    pub(crate) async fn write_all(&mut self, released: bool) {
-        for index in 0..self.shards.len() {
-            let mut record = self.record(index);
-            if released {
+    /// Says that nobody holds the shard, and where to carry on. Returns the record's revision; `None`: it
+    /// could not be written within `patience`, or the shard is another's. Nothing more is written of it
+    /// in any case.
+    pub(crate) async fn release(&self, id: u32, patience: Duration) -> Option<u64> {
+        let entry = locked(&self.shards).remove(&id)?;
+        let release = async {
+            let mut written = entry.written.lock().await;
+            loop {
+                let mut record = self.record(&entry.parts, &written);
                 record.owner = None;
                 record.owner_instance = None;
                 record.state = ShardState::Disconnected;
-            }
-            if self.shards[index].written.as_ref() != Some(&record) {
-                self.write(index, record).await;
-            }
-        }
-    }
-
-    async fn write_due(&mut self) {
-        for index in 0..self.shards.len() {
-            let record = self.record(index);
-            let shard = &self.shards[index];
-            let due = match &shard.written {
-                None => true,
-                Some(written) => {
-                    let changed = written.state != record.state
-                        || written.owner != record.owner
-                        || written.session_id != record.session_id;
-                    changed || (*written != record && shard.written_at.elapsed() >= WRITE_EVERY)
+                record.changed_at_unix_ms = unix_ms();
+                if entry.parts.lost.is_lost() {
+                    return None;
                 }
-            };
-            // What failed is not tried at every look.
-            let rested = shard
-                .attempted_at
-                .is_none_or(|at| at.elapsed() >= WRITE_EVERY || shard.written_at > at);
-            if due && rested {
-                self.write(index, record).await;
+                self.write(&entry.parts, &mut written, record).await;
+                if written.record.owner.is_none() {
+                    return Some(written.revision);
+                }
+                tokio::time::sleep(RELEASE_PAUSE).await;
             }
+        };
+        let released = tokio::time::timeout(patience, release).await;
+        entry.written.lock().await.over = true;
+        released.ok().flatten()
+    }
+
+    /// Writes nothing more of a shard; a write that is on its way is waited for.
+    pub(crate) async fn retire(&self, id: u32) {
+        let entry = locked(&self.shards).remove(&id);
+        if let Some(entry) = entry {
+            entry.written.lock().await.over = true;
         }
     }
 
-    fn record(&self, index: usize) -> ShardRecord {
-        let shard = &self.shards[index];
-        let status = &shard.parts.status;
-        let (generation, acked) = shard.parts.lane.checkpoint();
+    /// Lets go without a word: the record is another's, or about to be.
+    pub(crate) fn forget(&self, id: u32) {
+        let Some(entry) = locked(&self.shards).remove(&id) else {
+            return;
+        };
+        // A write that is on its way fails by its revision, should another have the record by then.
+        if let Ok(mut written) = entry.written.try_lock() {
+            written.over = true;
+        }
+    }
+
+    async fn write_if_due(&self, entry: &Entry) {
+        let mut written = entry.written.lock().await;
+        if written.over {
+            return;
+        }
+        let record = self.record(&entry.parts, &written);
+        let changed = written.record.state != record.state
+            || written.record.owner != record.owner
+            || written.record.session_id != record.session_id;
+        let due = changed || (written.record != record && written.at.elapsed() >= WRITE_EVERY);
+        // What failed is not tried at every look.
+        let rested = written
+            .attempted_at
+            .is_none_or(|at| at.elapsed() >= WRITE_EVERY || written.at > at);
+        if due && rested {
+            self.write(&entry.parts, &mut written, record).await;
+        }
+    }
+
+    fn record(&self, parts: &ShardParts, written: &Written) -> ShardRecord {
+        let status = &parts.status;
+        let (generation, acked) = parts.lane.checkpoint();
         // A session none of whose events is stored yet has no checkpoint; the one before is still
         // what the stream ends with.
-        let known = shard
-            .parts
+        let known = parts
             .session
             .get()
             .filter(|(known, _)| *known == generation && acked > 0)
             .map(|(_, known)| known);
-        let earlier = shard.written.as_ref();
+        let earlier = &written.record;
         let mut record = ShardRecord::new(status.shard());
         record.owner = Some(self.common.owner.clone());
-        record.owner_instance = Some(self.ownership.instance().to_owned());
+        record.owner_instance = Some(self.ownership.instance().to_string());
         record.state = status.state();
         match known {
             Some(known) => {
                 record.session_id = Some(known.session_id);
                 record.resume_gateway_url = known.resume_url;
                 record.sequence = Some(acked);
-                record.sequence_at_unix_ms = Some(self.alive_at(index, &record, acked));
+                record.sequence_at_unix_ms = Some(alive_at(written, &record, acked));
                 record.intents = Some(self.common.intents);
                 record.api_version = Some(API_VERSION);
                 record.compression = Some(self.common.compression);
             }
             None => {
-                if let Some(earlier) = earlier {
-                    record.session_id = earlier.session_id.clone();
-                    record.resume_gateway_url = earlier.resume_gateway_url.clone();
-                    record.sequence = earlier.sequence;
-                    record.sequence_at_unix_ms = earlier.sequence_at_unix_ms;
-                    record.intents = earlier.intents;
-                    record.api_version = earlier.api_version;
-                    record.compression = earlier.compression;
-                }
+                record.session_id = earlier.session_id.clone();
+                record.resume_gateway_url = earlier.resume_gateway_url.clone();
+                record.sequence = earlier.sequence;
+                record.sequence_at_unix_ms = earlier.sequence_at_unix_ms;
+                record.intents = earlier.intents;
+                record.api_version = earlier.api_version;
+                record.compression = earlier.compression;
             }
         }
-        record.guilds = status
-            .guilds()
-            .or_else(|| earlier.and_then(|earlier| earlier.guilds));
+        record.guilds = status.guilds().or(earlier.guilds);
         record.latency_ms = status
             .latency()
             .map(|latency| rounded(latency.as_secs_f64() * 1e3));
@@ -220,34 +227,17 @@ impl Recorder {
         record
     }
 
-    /// While the shard is ready its session is alive now; otherwise it was when last written.
-    fn alive_at(&self, index: usize, record: &ShardRecord, acked: u64) -> u64 {
-        let shard = &self.shards[index];
-        let same = shard.written.as_ref().filter(|written| {
-            written.session_id == record.session_id && written.sequence == Some(acked)
-        });
-        let fresh = record.state.is_ready() && shard.written_at.elapsed() >= WRITE_EVERY;
-        match same.and_then(|written| written.sequence_at_unix_ms) {
-            Some(at) if !fresh => at,
-            _ => unix_ms(),
-        }
-    }
-
-    async fn write(&mut self, index: usize, record: ShardRecord) {
-        if self.shards[index].parts.lost.is_lost() {
+    async fn write(&self, parts: &ShardParts, written: &mut Written, record: ShardRecord) {
+        if parts.lost.is_lost() {
             return;
         }
         let key = FleetKey::Shard(record.shard).to_string();
-        self.shards[index].attempted_at = Some(Instant::now());
-        let update = self
-            .bucket
-            .update(&key, encode(&record), self.shards[index].revision);
+        written.attempted_at = Some(Instant::now());
+        let update = self.bucket.update(&key, encode(&record), written.revision);
         match tokio::time::timeout(WRITE_TIMEOUT, update).await {
             Ok(Ok(revision)) => {
-                let shard = &mut self.shards[index];
-                (shard.revision, shard.written, shard.written_at) =
-                    (revision, Some(record), Instant::now());
-                if let Some(trouble) = self.trouble.take() {
+                (written.revision, written.record, written.at) = (revision, record, Instant::now());
+                if let Some(trouble) = locked(&self.trouble).take() {
                     info!(
                         failed = trouble.failed,
                         "records of shards are written again"
@@ -255,15 +245,16 @@ impl Recorder {
                 }
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                self.look_who_wrote(index, &key).await;
+                self.look_who_wrote(parts, written, &key).await;
             }
             Ok(Err(error)) => self.failed(&key, &error.to_string()),
             Err(_) => self.failed(&key, "NATS does not answer"),
         }
     }
 
-    fn failed(&mut self, key: &str, error: &str) {
-        let trouble = self.trouble.get_or_insert_with(|| {
+    fn failed(&self, key: &str, error: &str) {
+        let mut trouble = locked(&self.trouble);
+        let trouble = trouble.get_or_insert_with(|| {
             warn!(key, error, "the record of a shard was not written");
             Trouble {
                 said_at: Instant::now(),
@@ -284,26 +275,41 @@ impl Recorder {
 
     /// Somebody wrote the record since: another owner, our own write whose answer was lost, or a
     /// hand.
-    async fn look_who_wrote(&mut self, index: usize, key: &str) {
+    async fn look_who_wrote(&self, parts: &ShardParts, written: &mut Written, key: &str) {
         let entry = tokio::time::timeout(WRITE_TIMEOUT, self.bucket.entry(key)).await;
         // Without an answer the next write finds the same.
         let Ok(Ok(entry)) = entry else { return };
         let record = entry
             .as_ref()
             .and_then(|entry| serde_json::from_slice::<ShardRecord>(&entry.value).ok());
-        let shard = &mut self.shards[index];
         match record.map_or(Owner::Us, |record| self.ownership.in_record(&record)) {
-            Owner::Other { proxy } => shard.parts.lost.lose(proxy),
+            Owner::Other { proxy } => parts.lost.lose(proxy),
             // The next look writes again.
             Owner::Us | Owner::Unknown(_) => {
-                shard.revision = entry.map_or(0, |entry| entry.revision);
+                written.revision = entry.map_or(0, |entry| entry.revision);
             }
         }
     }
 }
 
-fn encode(record: &ShardRecord) -> bytes::Bytes {
+/// While the shard is ready its session is alive now; otherwise it was when last written.
+fn alive_at(written: &Written, record: &ShardRecord, acked: u64) -> u64 {
+    let earlier = &written.record;
+    let same = earlier.session_id == record.session_id && earlier.sequence == Some(acked);
+    let fresh = record.state.is_ready() && written.at.elapsed() >= WRITE_EVERY;
+    match earlier.sequence_at_unix_ms {
+        Some(at) if same && !fresh => at,
+        _ => unix_ms(),
+    }
+}
+
+pub(crate) fn encode(record: &ShardRecord) -> bytes::Bytes {
     serde_json::to_vec(record)
         .expect("records hold only strings and numbers")
         .into()
+}
+
+/// Valid after every statement, whoever panicked elsewhere.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

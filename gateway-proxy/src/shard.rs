@@ -4,23 +4,25 @@
 //! It must not decide what a frame, a close or a deadline means, and it awaits no acknowledgement.
 
 mod intake;
+mod leave;
 mod lost;
 mod patience;
 mod silence;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use gateway_proxy_core::close::FatalClose;
-use gateway_proxy_core::identify::Priority;
+use gateway_proxy_core::fleet::limiter::Permit;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
 use gateway_proxy_core::session::{
     Action, CloseReason, EndReason, Endpoint, Phase, Resumable, Session,
 };
 use gateway_proxy_core::silence::{Limits, Silence};
+use schemas::control::{IdentifyOutcome, IdentifyPriority};
 use schemas::{ProxyEvent, ProxyShard, ShardId, ShardState, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
@@ -30,14 +32,14 @@ use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
-use crate::identify::{Grant, IdentifyQueue};
+use crate::identify::Identifies;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher, Turn};
-use crate::shutdown::{Phase as Stage, Shutdown};
 use crate::status::{ProcessStatus, ShardStatus, unix_ms};
 use crate::transport::{DialError, Dialer, Received, Socket};
 use intake::Intake;
+pub(crate) use leave::{Leave, Stage};
 pub(crate) use lost::Lost;
 use patience::{AwaitedTurn, awaited_turn, next_turn, overloaded_at, passing_on};
 
@@ -54,14 +56,11 @@ pub(crate) struct Shared {
     pub(crate) identify: IdentifyOptions,
     pub(crate) compression: Compression,
     pub(crate) filter: EventFilter,
-    pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) identifies: Arc<Identifies>,
     pub(crate) silent_after: Option<Duration>,
     pub(crate) process: Arc<ProcessStatus>,
     pub(crate) ownership: Ownership,
-    /// Shards this process still holds.
-    pub(crate) held: AtomicUsize,
     pub(crate) metrics: Metrics,
-    pub(crate) shutdown: Shutdown,
     pub(crate) proxy: schemas::ProxyId,
     /// Where a shard that nothing but another configuration helps says so.
     pub(crate) fatal: mpsc::Sender<Fatal>,
@@ -96,6 +95,7 @@ pub(crate) struct ShardParts {
     pub(crate) session: Arc<SessionCell>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) lost: Arc<Lost>,
+    pub(crate) leave: Leave,
 }
 
 /// The connection, as far as it is.
@@ -117,7 +117,7 @@ enum Dialed {
 enum Wake {
     Dialed(Dialed),
     Received(Received),
-    Granted(Grant),
+    Granted(Permit),
     Deadline,
     /// The publish buffer has room again, and it is our turn.
     Room(Turn),
@@ -126,7 +126,21 @@ enum Wake {
     Stage,
     /// Another process took the shard.
     TakenOver(String),
+    /// An operator wants another connection.
+    Ordered(Order),
 }
+
+/// What an operator may want of a running shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Connect anew and RESUME.
+    Reconnect,
+    /// End the session and begin another.
+    Renew,
+}
+
+/// Orders that wait for a shard's task; more are refused.
+pub(crate) const ORDERS_MAX: usize = 4;
 
 /// Drives one shard until the process releases it or Discord refuses it for good.
 pub(crate) struct ShardTask {
@@ -135,7 +149,10 @@ pub(crate) struct ShardTask {
     session: Session,
     intake: Intake,
     silence: Option<Silence>,
-    grant: Option<Pin<Box<dyn Future<Output = Grant> + Send>>>,
+    grant: Option<Pin<Box<dyn Future<Output = Permit> + Send>>>,
+    // Number of the grant whose IDENTIFY is to be sent, and of the one whose READY is awaited.
+    permitted: Option<u64>,
+    identified: Option<u64>,
     stage: Stage,
     full_since: Option<Instant>,
     // Our place in the queue for room, kept over other wake-ups.
@@ -148,6 +165,7 @@ pub(crate) struct ShardTask {
     skipped: u64,
     // The standstills of the process until which the shard is known to be ours.
     confirmed: Arc<AtomicU64>,
+    orders: mpsc::Receiver<Order>,
 }
 
 impl ShardTask {
@@ -157,6 +175,7 @@ impl ShardTask {
         parts: ShardParts,
         session: Session,
         alive_ms: u64,
+        orders: mpsc::Receiver<Order>,
     ) -> Self {
         let intake = Intake::new(Arc::clone(&shared), parts.clone(), alive_ms);
         let had_session = session.id().is_some();
@@ -169,6 +188,8 @@ impl ShardTask {
             intake,
             silence,
             grant: None,
+            permitted: None,
+            identified: None,
             stage: Stage::Running,
             full_since: None,
             turn: None,
@@ -177,6 +198,7 @@ impl ShardTask {
             had_session,
             skipped: 0,
             confirmed: Arc::default(),
+            orders,
         }
     }
 
@@ -205,9 +227,9 @@ impl ShardTask {
         let overloaded = until(self.overloaded_at());
         let next_stage = match self.stage {
             Stage::Running => Stage::Draining,
-            Stage::Draining | Stage::Releasing | Stage::Stopped => Stage::Releasing,
+            Stage::Draining | Stage::Releasing => Stage::Releasing,
         };
-        let shutdown = self.shared.shutdown.clone();
+        let leave = self.parts.leave.clone();
         let lost = Arc::clone(&self.parts.lost);
         if self.full_since.is_some() && self.turn.is_none() {
             self.turn = Some(awaited_turn(&self.parts.publisher));
@@ -230,11 +252,12 @@ impl ShardTask {
             // 1: heartbeats and time-outs: late ones cost the connection.
             biased;
             () = deadline => Wake::Deadline,
-            // 2: the end of the process.
-            () = shutdown.reached(next_stage) => Wake::Stage,
+            // 2: the shard is let go of.
+            () = leave.reached(next_stage) => Wake::Stage,
             proxy = lost.lost() => Wake::TakenOver(proxy),
+            Some(order) = self.orders.recv() => Wake::Ordered(order),
             // 3: the right to identify: its window passes.
-            grant = grant => Wake::Granted(grant),
+            permit = grant => Wake::Granted(permit),
             // 4: frames and the dial.
             wake = connection => wake,
             // 5: back-pressure.
@@ -285,15 +308,7 @@ impl ShardTask {
                 self.taken_over(&proxy);
             }
             Wake::Received(received) => self.take_in(received, link, now),
-            Wake::Granted(grant) => {
-                self.grant = None;
-                if !grant.is_valid(now) {
-                    self.shared.identifies.give_back();
-                    self.request_grant();
-                } else if !self.session.handle_identify_granted(now) {
-                    self.shared.identifies.give_back();
-                }
-            }
+            Wake::Granted(permit) => self.granted(permit, now),
             Wake::Deadline => {
                 self.session.handle_timeout(fastrand::f64(), now);
                 self.watch_silence(now);
@@ -311,6 +326,7 @@ impl ShardTask {
                 }
             }
             Wake::Stage => self.handle_stage(now),
+            Wake::Ordered(order) => self.obey(order, now),
         }
         // While draining nothing new is begun: a session made now would be nobody's.
         if self.stage >= Stage::Draining && self.session.phase() != Phase::Ready {
@@ -352,8 +368,16 @@ impl ShardTask {
         }
     }
 
+    fn obey(&mut self, order: Order, now: Instant) {
+        info!(shard = %self.shard(), ?order, "an operator wants another connection");
+        match order {
+            Order::Reconnect => self.session.reconnect(now),
+            Order::Renew => self.session.renew(now),
+        }
+    }
+
     fn handle_stage(&mut self, now: Instant) {
-        self.stage = self.shared.shutdown.phase();
+        self.stage = self.parts.leave.stage();
         if self.stage >= Stage::Releasing {
             self.session.stop();
         } else {
@@ -469,6 +493,10 @@ impl ShardTask {
             // Without room nothing could be read, and Discord keeps the events meanwhile.
             drop(publisher.room().await);
             let standstills = shared.ownership.standstills();
+            if !shared.ownership.fence().holds() {
+                let reason = "the lease of this process ended".to_owned();
+                return Dialed::Failed(DialError::NotConfirmed { reason });
+            }
             match shared.ownership.of(shard).await {
                 Owner::Us => confirmed.store(standstills, Ordering::Release),
                 Owner::Other { proxy } => return Dialed::TakenOver(proxy),
@@ -494,25 +522,55 @@ impl ShardTask {
         self.parts.lost.lose(proxy.to_owned());
         self.ended_by = format!("taken over by {proxy}");
         self.session.stop();
-        if self.shared.held.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let fatal = Fatal::unfit(
-                format!("every shard of this process was taken over, the last one by {proxy}"),
-                "two proxies hold the same shards: check --shards and --shard-ids of both",
-            );
-            // Somebody else's reason came first.
-            drop(self.shared.fatal.try_send(fatal));
-        }
     }
 
     fn request_grant(&mut self) {
         let priority = if self.had_session {
-            Priority::Lost
+            IdentifyPriority::Failed
         } else {
-            Priority::New
+            IdentifyPriority::Start
         };
-        let queue = Arc::clone(&self.shared.identifies);
+        let identifies = Arc::clone(&self.shared.identifies);
         let shard = self.shard();
-        self.grant = Some(Box::pin(async move { queue.grant(shard, priority).await }));
+        self.grant = Some(Box::pin(
+            async move { identifies.grant(shard, priority).await },
+        ));
+    }
+
+    /// A grant ends, and so may the right to act at all: whoever has the shard then identifies it.
+    fn granted(&mut self, permit: Permit, now: Instant) {
+        self.grant = None;
+        let grant = permit.grant;
+        if !permit.is_good(now) || !self.shared.ownership.fence().holds() {
+            self.report(grant, IdentifyOutcome::Unused);
+            self.request_grant();
+        } else if self.session.handle_identify_granted(now) {
+            self.permitted = Some(grant);
+        } else {
+            self.report(grant, IdentifyOutcome::Unused);
+        }
+    }
+
+    fn report(&self, grant: u64, outcome: IdentifyOutcome) {
+        self.shared.identifies.report(self.shard(), grant, outcome);
+    }
+
+    /// Tells what became of the last IDENTIFY, once that is clear.
+    fn settle_identify(&mut self) {
+        let Some(grant) = self.identified else { return };
+        let outcome = match self.session.phase() {
+            Phase::Identifying => return,
+            Phase::Ready => IdentifyOutcome::Ready,
+            Phase::Waiting
+            | Phase::Connecting
+            | Phase::AwaitingHello
+            | Phase::AwaitingGrant
+            | Phase::Resuming
+            | Phase::Stopped
+            | Phase::Fatal => IdentifyOutcome::Failed,
+        };
+        self.identified = None;
+        self.report(grant, outcome);
     }
 
     async fn identify(&mut self, link: &mut Link) {
@@ -522,12 +580,13 @@ impl ShardTask {
         self.had_session = true;
         let token = self.shared.token.expose_secret();
         match outgoing::identify(token, self.shard(), &self.shared.identify) {
-            Ok(payload) => {
-                self.send(payload, link).await;
-                self.shared.identifies.sent(self.shard());
-            }
+            Ok(payload) => self.send(payload, link).await,
             // Checked at start; a presence cannot grow meanwhile.
             Err(error) => warn!(shard = %self.shard(), %error, "IDENTIFY was not sent"),
+        }
+        self.identified = self.permitted.take();
+        if let Some(grant) = self.identified {
+            self.report(grant, IdentifyOutcome::Sent);
         }
     }
 
@@ -563,6 +622,7 @@ impl ShardTask {
 
     /// Shows the session's state, and stores a marker when the shard comes up or goes down.
     fn publish_state(&mut self) {
+        self.settle_identify();
         let state = state_of(self.session.phase());
         let status = &self.parts.status;
         if let Some(latency) = self.session.latency() {

@@ -5,11 +5,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::health::{Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress};
+use schemas::health::{
+    FleetHealth, Health, NatsHealth, ProcessStatus as Activity, Readiness, StartupProgress,
+};
 use schemas::{ProxyId, ShardId, Timestamp};
+
+use crate::fleet::Cluster;
 
 mod shard;
 mod usage;
@@ -60,6 +64,10 @@ pub struct ProcessStatus {
     startup_ends_unix_ms: AtomicU64,
     /// Unix ms until which new sessions wait for the budget; 0: they do not.
     budget_reset_unix_ms: AtomicU64,
+    /// What the process knows of its fleet.
+    fleet: Mutex<Option<FleetHealth>>,
+    /// Reads what the whole fleet does, once there is somebody to ask.
+    cluster: OnceLock<Cluster>,
     usage: Mutex<UsageTrack>,
 }
 
@@ -141,6 +149,8 @@ impl ProcessStatus {
             was_ready: AtomicBool::new(false),
             startup_ends_unix_ms: AtomicU64::new(0),
             budget_reset_unix_ms: AtomicU64::new(0),
+            fleet: Mutex::default(),
+            cluster: OnceLock::new(),
             usage: Mutex::default(),
         })
     }
@@ -149,6 +159,12 @@ impl ProcessStatus {
     #[must_use]
     pub const fn proxy(&self) -> &ProxyId {
         &self.proxy
+    }
+
+    /// When the process started, Unix milliseconds.
+    #[must_use]
+    pub const fn started_unix_ms(&self) -> u64 {
+        self.started_unix_ms
     }
 
     /// Keeps the process from being ready until the result is dropped. Parts that start hold one.
@@ -241,6 +257,39 @@ impl ProcessStatus {
     pub fn set_budget_reset(&self, at_unix_ms: Option<u64>) {
         self.budget_reset_unix_ms
             .store(at_unix_ms.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Who coordinates, who lives, which plan is followed.
+    pub(crate) fn set_fleet(&self, fleet: FleetHealth) {
+        let mut known = locked(&self.fleet);
+        let unplaced = known.take().map(|known| known.unplaced_shards);
+        let coordinates = fleet.coordinator.as_ref() == Some(&self.proxy);
+        *known = Some(FleetHealth {
+            unplaced_shards: unplaced.filter(|_| coordinates).unwrap_or_default(),
+            ..fleet
+        });
+    }
+
+    /// The shards without a place, as the coordinator sees it.
+    pub(crate) fn set_unplaced(&self, shards: Vec<u32>) {
+        if let Some(fleet) = &mut *locked(&self.fleet) {
+            fleet.unplaced_shards = shards;
+        }
+    }
+
+    /// From here on `/cluster/state` has somebody to ask.
+    pub(crate) fn set_cluster(&self, cluster: Cluster) {
+        // A process joins one fleet.
+        drop(self.cluster.set(cluster));
+    }
+
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get()
+    }
+
+    /// Who coordinates, as far as known.
+    pub(crate) fn coordinator(&self) -> Option<ProxyId> {
+        locked(&self.fleet).as_ref()?.coordinator.clone()
     }
 
     /// Takes one sample of every rate; to be called every [`SAMPLE_EVERY`].
@@ -338,6 +387,7 @@ impl ProcessStatus {
             total_shards: Some(self.total_shards.load(Ordering::Relaxed)).filter(|n| *n > 0),
             events_per_second: shards.iter().map(|shard| shard.events_per_second()).sum(),
             startup: (!started).then(|| self.startup(&shards)),
+            fleet: locked(&self.fleet).clone(),
             shards: shards.iter().map(|shard| shard.health(unix_ms())).collect(),
         }
     }

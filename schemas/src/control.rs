@@ -12,8 +12,9 @@ use serde_json::{Map, Value};
 mod fleet_service;
 
 pub use fleet_service::{
-    DrainRequest, FleetReply, FleetVerb, FleetVerbError, IdentifyPriority, IdentifyReply,
-    IdentifyRequest, IdentifyStatus, MigrateRequest, ReshardRequest, RestartRequest, StateRequest,
+    DrainRequest, FleetReply, FleetVerb, FleetVerbError, IdentifyOutcome, IdentifyPriority,
+    IdentifyReply, IdentifyReport, IdentifyRequest, IdentifyStatus, MigrateRequest, ReshardRequest,
+    RestartRequest, StateRequest,
 };
 
 /// A gateway payload to send on a shard: the body of a request to `….commands`.

@@ -4,7 +4,7 @@
 //! they do not know and have a default for each that is not essential, because proxies of several
 //! versions share a bucket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -48,6 +48,17 @@ pub struct Member {
     /// True while it hands its shards over to end.
     #[serde(default)]
     pub draining: bool,
+    /// True when it follows the plan (`--fleet`); otherwise it holds what it was started with.
+    #[serde(default)]
+    pub fleet: bool,
+    /// Random name of the process, a new one each time it joins: what stands in its shards' records
+    /// as `owner_instance`. Null in what older versions wrote.
+    #[serde(default)]
+    pub instance: Option<String>,
+    /// Number of this heartbeat since it joined, so that a process knows its own writes again when it
+    /// sees them.
+    #[serde(default)]
+    pub beat: u64,
 }
 
 /// What a process has to do, over the last few seconds.
@@ -85,7 +96,7 @@ pub struct Leader {
 /// Who shall hold which shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
-    /// Grows with every plan; the higher one wins.
+    /// Grows with every plan; the one that stands in the key counts.
     pub epoch: u64,
     /// Shard count.
     pub shard_count: u32,
@@ -94,9 +105,23 @@ pub struct Plan {
     /// When it was made, Unix milliseconds.
     #[serde(default)]
     pub made_at_unix_ms: u64,
+    /// Proxies that have received their share: from these on, shards move only when they must.
+    #[serde(default)]
+    pub settled: BTreeSet<ProxyId>,
+    /// What the plan means: a reader that knows only lower numbers keeps what it holds and does not
+    /// plan itself.
+    #[serde(default = "Plan::first_format")]
+    pub format: u32,
 }
 
 impl Plan {
+    /// The format this version writes.
+    pub const FORMAT: u32 = 1;
+
+    const fn first_format() -> u32 {
+        1
+    }
+
     /// Shards that no proxy has room for.
     pub fn unplaced(&self) -> impl Iterator<Item = u32> {
         (0..self.shard_count).filter(|shard| !self.shards.contains_key(shard))
@@ -264,6 +289,12 @@ pub struct IdentifyState {
     /// Session starts of the day, null before Discord was asked.
     #[serde(default)]
     pub budget: Option<SessionBudget>,
+    /// Grants ever given; the last one's number.
+    #[serde(default)]
+    pub grants: u64,
+    /// IDENTIFYs in a row that brought no session.
+    #[serde(default)]
+    pub failures: u32,
 }
 
 /// Discord's limit of session starts per day, over all shards and processes.
@@ -307,6 +338,8 @@ mod tests {
             shard_count: 4,
             shards,
             made_at_unix_ms: 0,
+            settled: BTreeSet::new(),
+            format: Plan::FORMAT,
         };
         assert_eq!(plan.unplaced().collect::<Vec<_>>(), [1, 3]);
     }

@@ -33,8 +33,31 @@ pub struct Health {
     /// How far the start is, null once every shard has been up.
     #[serde(default)]
     pub startup: Option<StartupProgress>,
+    /// What the process knows of the others, null before it is one of them.
+    #[serde(default)]
+    pub fleet: Option<FleetHealth>,
     /// The shards of this process, in the order of their numbers.
     pub shards: Vec<ShardHealth>,
+}
+
+/// What a process knows of the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetHealth {
+    /// True when it follows the plan (`--fleet`).
+    #[serde(default)]
+    pub follows: bool,
+    /// Who coordinates, null while nobody does.
+    #[serde(default)]
+    pub coordinator: Option<ProxyId>,
+    /// Proxies that live, this one included.
+    #[serde(default)]
+    pub members: u32,
+    /// Epoch of the plan it follows, 0 for none.
+    #[serde(default)]
+    pub plan_epoch: u64,
+    /// Shards no proxy has room for; only the coordinator knows.
+    #[serde(default)]
+    pub unplaced_shards: Vec<u32>,
 }
 
 /// What a process is doing.

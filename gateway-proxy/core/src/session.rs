@@ -347,6 +347,13 @@ impl Session {
         }
     }
 
+    /// Lets the connection go, resumably, and connects again at once, as an operator asked.
+    pub fn reconnect(&mut self, now: Instant) {
+        if self.is_connected() {
+            self.close(CloseReason::Drain, Duration::ZERO, now);
+        }
+    }
+
     /// Lets go of the shard: another process resumes it. Of a connection that is being opened the
     /// driver lets go by itself.
     pub fn stop(&mut self) {

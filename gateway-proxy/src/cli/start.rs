@@ -1,10 +1,11 @@
 //! What has to stand before the first shard: endpoints, NATS, streams, and what Discord says.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use async_nats::jetstream::kv;
-use schemas::ShardId;
+use schemas::{FleetKey, Plan, ShardId};
 
 use crate::admin::Admin;
 use crate::config::{Config, NatsSettings, NatsTarget, ShardCount};
@@ -44,8 +45,10 @@ pub struct Started {
     pub shard_count: NonZeroU32,
     /// Those this process holds, ascending.
     pub shards: Vec<ShardId>,
+    /// Where the HTTP endpoints listen.
+    pub http: SocketAddr,
     /// Keeps `/ready` at 503 until it is dropped: once every shard is added to `process`.
-    pub starting: Hold,
+    pub starting: Option<Hold>,
     /// The server of our own, if there is one. Must outlive every connection.
     pub embedded: Option<EmbeddedNats>,
 }
@@ -55,12 +58,6 @@ pub struct Started {
 /// # Errors
 /// The first reason not to go on.
 pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, Fatal> {
-    if config.fleet().is_some() {
-        return Err(Fatal::usage(
-            "--fleet: fleet mode is not available in this version",
-            "leave it out, and split the shards with --shard-ids",
-        ));
-    }
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -68,6 +65,7 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
     let metrics = Metrics::new(Arc::clone(&process));
     let starting = process.hold("starting");
     let admin = Admin::bind(config.http()).await?;
+    let http = admin.address();
     // It ends with the phase Stopped or with the runtime; nothing waits for it.
     drop(admin.spawn(Arc::clone(&process), metrics.clone(), shutdown.clone()));
 
@@ -88,7 +86,8 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         api.gateway_bot_within(timeout),
     )?;
     let gateway_asked_unix_ms = unix_ms();
-    let (shard_count, shards) = placed(&config, &gateway)?;
+    let planned = planned_count(&config, &nats).await;
+    let (shard_count, shards) = placed(&config, planned, &gateway)?;
     process.set_total_shards(shard_count.get());
     let limit = gateway.session_start_limit;
     metrics.session_starts_total.set(u64::from(limit.total));
@@ -113,17 +112,34 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         gateway_asked_unix_ms,
         shard_count,
         shards,
-        starting,
+        http,
+        starting: Some(starting),
         embedded,
     })
 }
 
+/// The shard count of a fleet that runs already: sessions belong to it, whatever Discord recommends.
+async fn planned_count(config: &Config, nats: &Nats) -> Option<NonZeroU32> {
+    config.fleet()?;
+    let bucket = config.prefix().fleet_bucket();
+    // Without a bucket there is no plan; without an answer the coordinator knows better in a moment.
+    let bucket = nats.jetstream.get_key_value(bucket).await.ok()?;
+    let value = bucket.get(FleetKey::Plan.to_string()).await.ok()??;
+    let plan: Plan = serde_json::from_slice(&value).ok()?;
+    NonZeroU32::new(plan.shard_count)
+}
+
 /// How many shards there are, and which are ours.
-fn placed(config: &Config, gateway: &GatewayBot) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
-    let count = match config.shards() {
-        ShardCount::Fixed(count) => count,
+fn placed(
+    config: &Config,
+    planned: Option<NonZeroU32>,
+    gateway: &GatewayBot,
+) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
+    let count = match (config.shards(), planned) {
+        (ShardCount::Fixed(count), _) => count,
+        (ShardCount::Auto, Some(planned)) => planned,
         // GatewayBot has at least one.
-        ShardCount::Auto => NonZeroU32::new(gateway.shards).unwrap_or(NonZeroU32::MIN),
+        (ShardCount::Auto, None) => NonZeroU32::new(gateway.shards).unwrap_or(NonZeroU32::MIN),
     };
     let out_of_range = |error: schemas::IdError| {
         Fatal::usage(

@@ -194,6 +194,10 @@ fn fleet(
         zone: resolver.optional(setting::ZONE, value::zone)?,
         coordinator_priority: resolver.required(setting::COORDINATOR_PRIORITY, any)?,
     };
+    if mode && switch(resolver, setting::FRESH)? {
+        let restart = "`gateway-proxy restart <SHARD> --fresh` does it for one shard";
+        warnings.push(format!("--fresh has no effect with --fleet: {restart}"));
+    }
     let flagged = |setting| {
         let given = resolver.given(setting)?;
         matches!(given.source, raw::Source::Flag(_)).then(|| given.source.origin())
@@ -269,7 +273,7 @@ fn event_filter(
     Ok(EventFilter::new(publish.as_ref(), drop.as_ref()))
 }
 
-fn nats_target(resolver: &mut Resolver) -> Result<NatsTarget, ConfigError> {
+pub(super) fn nats_target(resolver: &mut Resolver) -> Result<NatsTarget, ConfigError> {
     let store = resolver.required(setting::NATS_STORE, |text| {
         if text.trim().is_empty() {
             Err("a directory".to_owned())

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::ConfigError;
-use super::setting::{ALL, AUTO_SHARD_ENV, CONFIG_ENV, Kind, SHARDS_COUNT, Setting};
+use super::setting::{ALL, AUTO_SHARD_ENV, CONFIG_ENV, Kind, OPERATOR, SHARDS_COUNT, Setting};
 
 /// Largest configuration file: far above any real one, far below what would hurt.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -115,6 +115,19 @@ pub(crate) fn with_settings(command: Command) -> Command {
     command.arg(config).args(settings)
 }
 
+/// Adds what an operator's verb needs to reach the fleet.
+pub(crate) fn with_operator_settings(command: Command) -> Command {
+    let config = Arg::new("config")
+        .long("config")
+        .value_name("PATH")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help(format!(
+            "Configuration file, as of `run` [env: {CONFIG_ENV}]"
+        ));
+    let settings = OPERATOR.iter().filter_map(|setting| argument(setting));
+    command.arg(config).args(settings)
+}
+
 /// The environment is read by [`from_environment`], not by clap, so that aliases and tests work;
 /// the help names it all the same.
 fn argument(setting: &'static Setting) -> Option<Arg> {
@@ -140,6 +153,8 @@ fn argument(setting: &'static Setting) -> Option<Arg> {
 }
 
 fn from_flag(setting: &'static Setting, flags: &ArgMatches) -> Option<Given> {
+    // Not every verb has every flag.
+    flags.try_contains_id(setting.key).ok()?;
     let text = match setting.kind {
         Kind::Value(_) => flags.get_one::<String>(setting.key)?.clone(),
         Kind::Switch => flags.get_flag(setting.key).then(|| "true".to_owned())?,

@@ -146,6 +146,22 @@ settings! {
         "OpenTelemetry collector (OTLP over HTTP) that gets the traces";
 }
 
+/// What an operator's verb needs to reach the fleet.
+pub(crate) const OPERATOR: [&Setting; 12] = [
+    NATS_URL,
+    NATS_CREDS,
+    NATS_NKEY,
+    NATS_USER,
+    NATS_PASSWORD,
+    NATS_PASSWORD_FILE,
+    NATS_TOKEN,
+    NATS_TOKEN_FILE,
+    NATS_CA,
+    NATS_CERT,
+    NATS_KEY,
+    SUBJECT_PREFIX,
+];
+
 /// `DISCORD_AUTO_SHARD=true` is another way to say `--shards auto`.
 pub(crate) const AUTO_SHARD_ENV: &str = "DISCORD_AUTO_SHARD";
 

@@ -29,7 +29,8 @@ impl Collector for Counts {
         out.events(it)?;
         out.frames(it)?;
         out.sessions(it)?;
-        out.publishing(it)
+        out.publishing(it)?;
+        out.fleet(it)
     }
 }
 
@@ -114,6 +115,35 @@ impl Output<'_> {
             "ack_latency",
             "From handing an event to NATS until its acknowledgement",
             &it.ack_latency,
+        )
+    }
+
+    fn fleet(&mut self, it: &Instruments) -> Result<(), Error> {
+        let help = "Proxies that live, this one included";
+        self.level("fleet_members", help, None, &it.fleet_members)?;
+        let help = "Epoch of the plan that is followed";
+        self.level("fleet_plan_epoch", help, None, &it.fleet_plan_epoch)?;
+        let help = "1 while this process coordinates";
+        self.level("fleet_is_coordinator", help, None, &it.fleet_coordinates)?;
+        let help = "Shards this process took because the plan says so";
+        self.count("fleet_moves", help, None, &it.fleet_moves)?;
+        let help = "Shards this process took from a member that was gone";
+        self.count("fleet_takeovers", help, None, &it.fleet_takeovers)?;
+        let help = "Times the lease of this process ended and it let go of its shards";
+        self.count("fleet_fenced", help, None, &it.fleet_fenced)?;
+        let help = "Shards without a place, as the coordinator sees it";
+        self.level(
+            "fleet_unplaced_shards",
+            help,
+            None,
+            &it.fleet_unplaced_shards,
+        )?;
+        let help = "IDENTIFYs granted as the coordinator";
+        self.count(
+            "fleet_identify_grants",
+            help,
+            None,
+            &it.fleet_identify_grants,
         )
     }
 

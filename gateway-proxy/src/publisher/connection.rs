@@ -103,6 +103,9 @@ async fn handshake(
         .await
         .map_err(io)?;
     tcp.set_nodelay(true).map_err(io)?;
+    // What the kernel still holds when the connection is given up is not to arrive later, after the
+    // events of whoever holds the shards then: it is reset, not finished.
+    tcp.set_zero_linger().map_err(io)?;
     let mut stream: Box<dyn Stream> = Box::new(tcp);
     let mut input = Vec::new();
     let info = read_info(&mut stream, &mut input, &url).await?;

@@ -1,9 +1,10 @@
 //! One shard's place in a publisher: what its messages share, and how far they are stored.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use schemas::{Prefix, ShardId};
+use tokio::sync::Notify;
 
 /// How far a shard's events are handed over, stored or left out.
 ///
@@ -24,6 +25,12 @@ pub(crate) struct Lane {
     // Gap markers handed over and not stored yet. Until they are, the session before them is what a
     // successor must find, so that the gap is announced in any case.
     gaps: AtomicU32,
+    // Messages handed over and not stored yet.
+    kept: AtomicUsize,
+    // Wakes whoever waits for all of them to be stored.
+    settled: Notify,
+    // The shard is let go of: what is not stored is not ours to store any more.
+    closed: AtomicBool,
 }
 
 /// A session's generation and a sequence in it.
@@ -52,6 +59,9 @@ impl Lane {
             published: mark(),
             handled: mark(),
             gaps: AtomicU32::new(0),
+            kept: AtomicUsize::new(0),
+            settled: Notify::new(),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -75,6 +85,42 @@ impl Lane {
     /// It is stored.
     pub(super) fn gap_stored(&self) {
         self.gaps.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Waits until everything handed over is stored, or dropped because the lane is closed.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let woken = self.settled.notified();
+            if self.kept() == 0 {
+                return;
+            }
+            woken.await;
+        }
+    }
+
+    /// Messages not stored yet.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    /// From here on nothing of the shard is published that is not already on its way.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// True after [`Lane::close`].
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add_kept(&self) {
+        self.kept.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn remove_kept(&self) {
+        if self.kept.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settled.notify_waiters();
+        }
     }
 
     /// An event of the shard is handed over.

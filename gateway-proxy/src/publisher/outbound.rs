@@ -149,6 +149,10 @@ impl Outbound {
         self.slot
     }
 
+    pub(super) fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
     pub(super) fn shard(&self) -> schemas::ShardId {
         self.lane.shard()
     }

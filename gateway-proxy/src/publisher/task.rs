@@ -17,6 +17,7 @@ use super::inbox::About;
 use super::reconcile::Fate;
 use super::{Outbound, Publisher, Reconcile};
 use crate::config::{NatsServer, NatsSettings};
+use crate::fence::Fence;
 use crate::metrics::MalformedKind;
 use crate::ownership::STOOD_STILL;
 use crate::status::unix_ms;
@@ -96,12 +97,21 @@ enum End {
     ServerError(String),
     LameDuck,
     StoodStill(Duration),
+    /// The right to publish ended.
+    Fenced,
+    /// Messages of closed lanes are to be dropped.
+    Sweep,
     Trouble(Outcome),
 }
 
 impl Task {
     async fn serve_forever(&mut self) {
         loop {
+            self.drop_closed_lanes();
+            if !self.reconcile.ownership.fence().holds() {
+                self.wait_for_the_right().await;
+                continue;
+            }
             let reason = match self.connect().await {
                 Ok(connection) => match self.reconcile().await {
                     Ok(()) => self.serve(connection).await,
@@ -119,6 +129,40 @@ impl Task {
             self.publisher.set_disconnected(reason);
             tokio::time::sleep(delay).await;
         }
+    }
+
+    /// Forgets what belongs to shards that were let go of. Only between two connections.
+    fn drop_closed_lanes(&mut self) {
+        self.drop_unwanted(|message| message.lane().is_closed());
+    }
+
+    /// Without the right nothing is ours to store: Discord replays it to whoever takes the shards.
+    async fn wait_for_the_right(&mut self) {
+        let dropped = self.drop_unwanted(|_| true);
+        self.oldest_written = None;
+        self.stood_still = false;
+        if dropped > 0 {
+            warn!(
+                dropped,
+                "the lease of this process ended: what was not stored is left to others"
+            );
+        }
+        self.reconcile.ownership.fence().clone().raised().await;
+    }
+
+    fn drop_unwanted(&mut self, unwanted: impl Fn(&Outbound) -> bool) -> usize {
+        self.publisher.take_inbox(&mut self.taken);
+        for message in self.taken.drain(..) {
+            self.ingest.push(message);
+        }
+        let publisher = &self.publisher;
+        let mut dropped = 0;
+        self.ingest.take_out(unwanted, &mut |message: Outbound| {
+            dropped += 1;
+            publisher.left_to_others(&message);
+        });
+        publisher.after_acknowledgements();
+        dropped
     }
 
     async fn connect(&mut self) -> Result<Connection, connection::ConnectError> {
@@ -223,6 +267,8 @@ impl Task {
                 self.stood_still = true;
                 format!("this process stood still for {time:.1?}")
             }
+            End::Fenced => "the lease of this process ended".to_owned(),
+            End::Sweep => "shards were let go of with events on their way".to_owned(),
             End::LameDuck => "the NATS server is about to shut down".to_owned(),
             End::Trouble(Outcome::Restart(trouble)) => {
                 self.publisher.metrics.publish_restarts.increment();
@@ -238,16 +284,31 @@ impl Task {
 
     /// Waits for one cause, handles it, and prepares what can be written.
     async fn turn(&mut self, link: &mut Link) -> Result<(), End> {
+        let fence = self.reconcile.ownership.fence().clone();
+        if !fence.holds() {
+            return Err(End::Fenced);
+        }
         // Before waiting, so that a wake-up between the two is not needed.
         self.publisher.take_inbox(&mut self.taken);
+        let mut dropped = false;
         for message in self.taken.drain(..) {
-            self.ingest.push(message);
+            if message.lane().is_closed() {
+                dropped = true;
+                self.publisher.left_to_others(&message);
+            } else {
+                self.ingest.push(message);
+            }
+        }
+        if dropped {
+            self.publisher.after_acknowledgements();
         }
         self.fill(link, Instant::now());
         let waits_since = Instant::now();
         // At least one wake-up per tick, so that a longer wait means that the process stood still.
         let tick = waits_since + TICK;
         let deadline = self.ingest.poll_timeout().map_or(tick, |at| at.min(tick));
+        // So that what the kernel still holds is given up in time.
+        let deadline = fence.ends_at().map_or(deadline, |at| at.min(deadline));
         let deadline = tokio::time::sleep_until(deadline.into());
         tokio::select! {
             // 1: answers free the window and the buffers of others.
@@ -258,7 +319,7 @@ impl Task {
                 Err(error) => return Err(End::Io(error)),
             },
             // 2: what is prepared goes out.
-            pushed = push(&mut link.connection.writer, &link.output[link.written..], waits_since),
+            pushed = push(&mut link.connection.writer, &link.output[link.written..], waits_since, &fence),
                 if link.unwritten() || link.unflushed => {
                 match pushed {
                     Ok(Pushed::Wrote(0)) => return Err(End::Closed),
@@ -267,11 +328,13 @@ impl Task {
                     Err(_) if waits_since.elapsed() > STOOD_STILL => {
                         return Err(End::StoodStill(waits_since.elapsed()));
                     }
+                    Err(_) if !fence.holds() => return Err(End::Fenced),
                     Err(error) => return Err(End::Io(error)),
                 }
             }
             // 3: more to publish; taken at the start of the next turn.
             () = self.publisher.filled.notified() => {}
+            () = self.publisher.sweep.notified() => return Err(End::Sweep),
             // 4: silence.
             () = deadline => match self.ingest.handle_timeout(Instant::now()) {
                 Outcome::Continue => {}
@@ -472,10 +535,11 @@ async fn push(
     writer: &mut (impl AsyncWrite + Unpin),
     output: &[u8],
     waits_since: Instant,
+    fence: &Fence,
 ) -> std::io::Result<Pushed> {
     std::future::poll_fn(|context| {
         let writer = Pin::new(&mut *writer);
-        if waits_since.elapsed() > STOOD_STILL {
+        if waits_since.elapsed() > STOOD_STILL || !fence.holds() {
             return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
         }
         if output.is_empty() {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::NatsSettings;
+use crate::fence::Fence;
 use crate::ownership::Ownership;
 use crate::status::ProcessStatus;
 
@@ -28,6 +29,7 @@ struct Rig {
     lanes: Vec<Arc<Lane>>,
     metrics: Metrics,
     stop: CancellationToken,
+    fence: Fence,
     sent: Vec<u64>,
 }
 
@@ -47,6 +49,7 @@ impl Rig {
     /// With a publisher that reaches the server by another url.
     async fn start_behind(server: Server, url: &str) -> Self {
         create_stream(&server).await;
+        let fence = Fence::endless();
         let process = ProcessStatus::new(ProxyId::try_from("test".to_owned()).unwrap());
         let metrics = Metrics::new(process);
         let publisher = Publisher::new(64 << 20, metrics.clone());
@@ -65,7 +68,7 @@ impl Rig {
         let reconcile = Reconcile {
             stream,
             after: DUPLICATE_WINDOW / 2,
-            ownership: Ownership::new(bucket),
+            ownership: Ownership::new(bucket, fence.clone()),
             replicated: false,
         };
         let name = "test".to_owned();
@@ -86,6 +89,7 @@ impl Rig {
             lanes,
             metrics,
             stop,
+            fence,
             sent,
         }
     }
@@ -389,6 +393,60 @@ async fn a_process_that_stood_still_leaves_a_taken_shard_to_its_successor() {
     assert!(
         stored.iter().any(|(_, id)| id == "session1:11"),
         "{stored:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_queued_when_the_lease_ends_is_left_to_others() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(40).await;
+    rig.check().await;
+    rig.fence.lower();
+    rig.flood(40).await;
+    assert!(rig.publisher.drained(PATIENCE).await, "nothing is kept");
+    assert!(rig.lanes.iter().all(|lane| lane.checkpoint() == (0, 10)));
+    for lane in &rig.lanes {
+        lane.close();
+    }
+    // Its shards begin anew with the next lease; words of the old ones are still not heard.
+    rig.send(0, b"{}");
+    rig.fence.raise(Instant::now() + PATIENCE);
+    rig.lanes[1] = Lane::new(&Prefix::default(), ShardId::new(1, 4).unwrap(), (0, 10));
+    rig.sent[1] = 10;
+    rig.send(0, b"{}");
+    rig.send(1, b"{}");
+    rig.lanes[1].settled().await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    let ids: Vec<_> = stored[40..].iter().map(|(_, id)| id.as_str()).collect();
+    assert_eq!(ids, ["session1:11"]);
+}
+
+#[tokio::test]
+async fn sweeping_drops_what_a_shard_that_was_let_go_of_has_on_its_way() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.flood(4_000).await;
+    rig.lanes[2].close();
+    rig.publisher.sweep();
+    rig.lanes[2].settled().await;
+    let (_, stored_of_it) = rig.lanes[2].checkpoint();
+    rig.lanes[0].settled().await;
+    assert!(rig.publisher.drained(PATIENCE).await);
+    let stored = read_stream(&rig.server).await;
+    for shard in [0, 1, 3] {
+        let own = format!("session{shard}:");
+        let count = stored.iter().filter(|(_, id)| id.starts_with(&own)).count();
+        assert_eq!(count, 1_000, "shard {shard} is not disturbed");
+    }
+    let ids: Vec<_> = stored
+        .iter()
+        .filter(|(_, id)| id.starts_with("session2:"))
+        .collect();
+    assert!(ids.len() as u64 >= stored_of_it);
+    let expect = (1..=ids.len()).map(|seq| format!("session2:{seq}"));
+    assert!(
+        ids.iter().map(|(_, id)| id.clone()).eq(expect),
+        "a prefix, in order"
     );
 }
 

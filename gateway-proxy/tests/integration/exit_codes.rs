@@ -44,7 +44,6 @@ async fn bad_flags_end_with_64_and_name_the_key_and_the_value() {
         (&["--nats-url", "http://x"], &["--nats-url", "http://x"]),
         (&["--config", "/no/such"], &["/no/such"]),
         (&["--token-file", "/no/such"], &["--token-file", "/no/such"]),
-        (&["--fleet"], &["--fleet", "not available in this version"]),
     ] {
         run(args).await.expect(64, parts);
     }

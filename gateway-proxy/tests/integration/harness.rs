@@ -25,7 +25,7 @@ pub(crate) fn patience() -> Duration {
     let factor = std::env::var("TEST_PATIENCE")
         .ok()
         .and_then(|text| text.parse().ok());
-    Duration::from_secs(60) * factor.unwrap_or(1_u32)
+    Duration::from_secs(60).mul_f64(factor.unwrap_or(1.0))
 }
 
 /// Arguments and environment of one run. The environment of the test itself is not passed on.

@@ -101,6 +101,36 @@ pub struct IdentifyRequest {
     /// Why the shard needs a new session, for logs.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What became of an earlier grant. A request with a report asks for nothing.
+    #[serde(default)]
+    pub report: Option<IdentifyReport>,
+}
+
+/// What became of a granted IDENTIFY: the bucket is free for the next as soon as this is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IdentifyReport {
+    /// The grant's number.
+    pub grant: u64,
+    /// What became of it.
+    pub outcome: IdentifyOutcome,
+}
+
+/// What became of a granted IDENTIFY, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentifyOutcome {
+    /// It was not sent and never will be.
+    Unused,
+    /// It is sent.
+    Sent,
+    /// READY came.
+    Ready,
+    /// No READY came: op 9, a close, silence.
+    Failed,
+    /// A word that is newer than this reader. Never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// How urgent an IDENTIFY is. In order: the most urgent is the least.
@@ -150,6 +180,9 @@ pub struct IdentifyReply {
     /// When the day's budget is refilled, Unix milliseconds.
     #[serde(default)]
     pub reset_at_unix_ms: Option<u64>,
+    /// Number of the grant, to report what became of it.
+    #[serde(default)]
+    pub grant: Option<u64>,
 }
 
 /// Answer to an [`IdentifyRequest`], in a word.

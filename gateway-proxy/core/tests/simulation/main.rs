@@ -8,6 +8,7 @@
 )]
 
 mod discord;
+mod fleet;
 mod hostile;
 mod jetstream;
 mod publishing;

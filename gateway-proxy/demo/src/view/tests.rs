@@ -46,6 +46,7 @@ fn proxy(number: u32) -> MemberSample {
         total_shards: Some(COUNT),
         events_per_second: 250.0,
         startup: None,
+        fleet: None,
         shards: (first..=last).map(shard).collect(),
     };
     MemberSample {

@@ -1,0 +1,256 @@
+//! Makes this process a member: puts the agent, the limiter and the services together, and takes them
+//! apart again at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::app::spawn_until;
+use crate::cli::Started;
+use crate::discord_api::DiscordApi;
+use crate::fleet::Cluster;
+use crate::fleet::agent::{Agent, Means};
+use crate::fleet::bucket::Bucket;
+use crate::fleet::coordinator::Coordinator;
+use crate::fleet::leadership::Leadership;
+use crate::fleet::service::{self, Inboxes, WISHES_MAX};
+use crate::fleet::states::States;
+use crate::holder::Holder;
+use crate::identify::{ASKS_MAX, Ask, Grants, GrantsMeans, Identifies, SIGHTINGS_MAX, Sighting};
+
+/// What handing over keeps of the grace period for letting go of what nobody took.
+const LET_GO_SHARE: u32 = 4;
+/// How often Discord is asked for the number of shards it recommends.
+const RECOMMENDED_EVERY: Duration = Duration::from_secs(600);
+/// How long leaving may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where shards ask for IDENTIFYs, before anybody answers.
+pub(crate) struct Desks {
+    pub(crate) identifies: Arc<Identifies>,
+    leadership: Leadership,
+    asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+}
+
+impl Desks {
+    pub(crate) fn new(started: &Started) -> Self {
+        let leadership = Leadership::default();
+        let asks = mpsc::channel(ASKS_MAX);
+        let identifies = Identifies::new(
+            started.nats.client.clone(),
+            started.config.prefix(),
+            started.config.proxy_id().clone(),
+            leadership.clone(),
+            asks.0.clone(),
+        );
+        Self {
+            identifies,
+            leadership,
+            asks,
+        }
+    }
+}
+
+/// This process among the others.
+pub(crate) struct Membership {
+    // Fleet members that may take this one's shards.
+    others: watch::Receiver<usize>,
+    following: Arc<AtomicBool>,
+    permitted: CancellationToken,
+    stop: CancellationToken,
+    agent: JoinHandle<()>,
+    fleet: bool,
+}
+
+impl Membership {
+    /// Joins, answers and follows from here on.
+    pub(crate) fn begin(
+        started: &Started,
+        holder: &Arc<Holder>,
+        Desks {
+            identifies,
+            leadership,
+            asks: (asks, asked),
+        }: Desks,
+        background: &CancellationToken,
+    ) -> Self {
+        let bucket = Bucket::new(
+            started.nats.client.clone(),
+            started.nats.jetstream.clone(),
+            started.fleet_bucket.clone(),
+            started.config.prefix().clone(),
+        );
+        let states = States::new(bucket.clone());
+        started.process.set_cluster(Cluster {
+            states: states.clone(),
+            leadership: leadership.clone(),
+        });
+        let (sightings, seen) = mpsc::channel(SIGHTINGS_MAX);
+        let limiter = GrantsMeans {
+            identifies,
+            leadership: leadership.clone(),
+            bucket: bucket.clone(),
+            api: started.api.clone(),
+            metrics: started.metrics.clone(),
+            status: Arc::clone(&started.process),
+            asks: asked,
+            sightings: seen,
+        };
+        spawn_until(background, grants(started, limiter).run());
+        let (wishes, wished) = mpsc::channel(WISHES_MAX);
+        let inboxes = Inboxes { wishes, asks };
+        let permitted = CancellationToken::new();
+        let may_serve = permitted.clone();
+        let serving = service::run(
+            started.nats.client.clone(),
+            started.config.prefix().clone(),
+            holder.ownership().instance(),
+            inboxes,
+        );
+        spawn_until(background, async move {
+            may_serve.cancelled().await;
+            serving.await;
+        });
+        let recommended = Arc::new(AtomicU32::new(started.gateway.shards));
+        let asking = ask_for_shards(started.api.clone(), Arc::clone(&recommended));
+        spawn_until(background, asking);
+        let coordinator = Coordinator::new(
+            bucket.clone(),
+            started.metrics.clone(),
+            Arc::clone(&started.process),
+            started.config.shards(),
+            recommended,
+        );
+        let (others, seen_others) = watch::channel(0);
+        let following = Arc::new(AtomicBool::new(true));
+        let means = means(started, holder, &bucket, states, sightings, &following);
+        let agent = Agent::new(means, coordinator, leadership, others, wished);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        Self {
+            others: seen_others,
+            following,
+            permitted,
+            stop,
+            agent: tokio::spawn(live(agent, stopped)),
+            fleet: started.config.fleet().is_some(),
+        }
+    }
+
+    /// NATS permits what the proxy needs: it answers requests from here on.
+    pub(crate) fn serve(&self) {
+        self.permitted.cancel();
+    }
+
+    /// Waits until others have taken the shards, as long as there are others and time.
+    pub(crate) async fn hand_over(&mut self, holder: &Holder, grace: Duration) {
+        if !self.fleet {
+            return;
+        }
+        let shards = holder.ids().len();
+        let began = Instant::now();
+        let others = &mut self.others;
+        let taken = async {
+            while !holder.ids().is_empty() {
+                if *others.borrow_and_update() == 0 {
+                    info!("there is no other proxy to take the shards");
+                    return;
+                }
+                tokio::select! {
+                    () = holder.shrunk() => {}
+                    changed = others.changed() => if changed.is_err() { return },
+                }
+            }
+            info!(shards, took = ?began.elapsed(), "others have taken the shards");
+        };
+        let patience = grace.saturating_sub(grace / LET_GO_SHARE);
+        if tokio::time::timeout(patience, taken).await.is_err() {
+            warn!(
+                left = holder.ids().len(),
+                "not every shard was taken within the grace period"
+            );
+        }
+    }
+
+    /// The plan is followed no longer; the lease is kept.
+    pub(crate) fn stop_following(&self) {
+        self.following.store(false, Ordering::Release);
+    }
+
+    /// Gives the leases back.
+    pub(crate) async fn leave(self) {
+        self.stop.cancel();
+        if tokio::time::timeout(LEAVE_TIMEOUT, self.agent)
+            .await
+            .is_err()
+        {
+            warn!("the leases of this process end by themselves");
+        }
+    }
+}
+
+async fn live(mut agent: Agent, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = agent.run() => {}
+    }
+    agent.leave().await;
+}
+
+fn means(
+    started: &Started,
+    holder: &Arc<Holder>,
+    bucket: &Bucket,
+    states: States,
+    sightings: mpsc::Sender<Sighting>,
+    following: &Arc<AtomicBool>,
+) -> Means {
+    Means {
+        config: Arc::clone(&started.config),
+        bucket: bucket.clone(),
+        holder: Arc::clone(holder),
+        ownership: holder.ownership().clone(),
+        process: Arc::clone(&started.process),
+        metrics: started.metrics.clone(),
+        shutdown: started.shutdown.clone(),
+        fatal: holder.fatal(),
+        pinned: pinned(started),
+        http: started.http.to_string(),
+        states,
+        sightings,
+        following: Arc::clone(following),
+    }
+}
+
+fn grants(started: &Started, means: GrantsMeans) -> Grants {
+    Grants::new(
+        means,
+        started.config.identify_reserve_percent(),
+        &started.gateway.session_start_limit,
+        started.gateway_asked_unix_ms,
+    )
+}
+
+/// What this process holds whatever the plan says.
+fn pinned(started: &Started) -> Option<std::collections::BTreeSet<u32>> {
+    match (started.config.fleet(), started.config.shard_ids()) {
+        (Some(_), ids) => ids.map(|ids| ids.iter().collect()),
+        (None, _) => Some(started.shards.iter().map(|shard| shard.id()).collect()),
+    }
+}
+
+/// Keeps what Discord recommends.
+async fn ask_for_shards(api: DiscordApi, recommended: Arc<AtomicU32>) {
+    loop {
+        tokio::time::sleep(RECOMMENDED_EVERY).await;
+        match api.gateway_bot().await {
+            Ok(answer) => recommended.store(answer.shards, Ordering::Relaxed),
+            Err(error) => warn!(%error, "the recommended number of shards could not be read again"),
+        }
+    }
+}
