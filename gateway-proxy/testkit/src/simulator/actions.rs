@@ -81,23 +81,23 @@ pub(crate) fn apply(shared: &Arc<Shared>, action: Action) -> usize {
 }
 
 fn ambush(shared: &Shared, target: Target, moment: Moment, fault: Fault) -> usize {
+    let ambush = Ambush {
+        target,
+        moment,
+        fault,
+    };
     if moment != Moment::Message {
-        let ambush = Ambush {
-            target,
-            moment,
-            fault,
-        };
         return usize::from(shared.lay_ambush(ambush));
     }
     let within = |orders: &&mpsc::Sender<Order>| {
         shared.counters.armed.fetch_add(1, Ordering::Relaxed);
-        let sent = orders.try_send(Order::Within(fault.clone())).is_ok();
+        let sent = orders.try_send(Order::Within(ambush.clone())).is_ok();
         if !sent {
             shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
         }
         sent
     };
-    shared.targets(&target).iter().filter(within).count()
+    shared.targets(&ambush.target).iter().filter(within).count()
 }
 
 /// False when the connection is gone or drowned in orders.

@@ -21,7 +21,6 @@ use tokio::time::{Instant, sleep_until};
 pub(crate) use self::handshake::serve;
 pub(crate) use self::replies::MemberRequests;
 use super::compress::Encoder;
-use super::faults::Fault;
 use super::identify::Asker;
 use super::ledger::{Rule, Step};
 use super::session::{Filled, Params, Session};
@@ -100,7 +99,7 @@ struct Connection {
     /// A fault that strikes after so many more dispatches.
     ambush: Option<(u64, Ambush)>,
     /// A fault that strikes within the next split message.
-    within: Option<Fault>,
+    within: Option<Ambush>,
 }
 
 impl Connection {
@@ -190,8 +189,8 @@ impl Connection {
             self.more = true;
             return;
         }
-        if let Some(fault) = self.within.take() {
-            self.cut(&Arc::clone(session), fault);
+        if let Some(ambush) = self.within.take() {
+            self.cut(&Arc::clone(session), ambush);
             return;
         }
         let shared = &self.shared;

@@ -35,7 +35,7 @@ pub(crate) enum Order {
     /// A fault.
     Fault(Fault),
     /// A fault within the next message that is split.
-    Within(Fault),
+    Within(Ambush),
     /// Another socket resumed its session.
     TakenOver,
     /// The session budget was exceeded.
@@ -424,7 +424,7 @@ impl Shared {
             let moment = match ambush.moment {
                 Moment::Resume(_) => resumed,
                 Moment::Identify(_) => !resumed,
-                Moment::Message => false,
+                Moment::Message => true,
             };
             moment && ambush.target.names(session)
         };

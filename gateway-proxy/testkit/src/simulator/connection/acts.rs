@@ -25,9 +25,9 @@ impl Connection {
     pub(super) fn obey(&mut self, order: Order) {
         match order {
             Order::Fault(fault) => self.suffer(&fault),
-            Order::Within(fault) => {
+            Order::Within(ambush) => {
                 self.forget_within();
-                self.within = Some(fault);
+                self.within = Some(ambush);
             }
             Order::TakenOver => {
                 self.session = None;
@@ -87,6 +87,10 @@ impl Connection {
                 self.lasting = Lasting::default();
                 self.grace = None;
                 self.forget_within();
+                if self.abandoned.is_some() {
+                    // Its session is gone: alive it would be a connection that never delivers.
+                    self.end = Some(End::Reset);
+                }
                 if let Some(session) = &self.session {
                     self.shared.hub().muted.remove(&session.shard.id());
                     session.set_muted(false);
@@ -114,11 +118,12 @@ impl Connection {
         let Some(ambush) = self.shared.take_ambush(session, resumed) else {
             return;
         };
-        let left = match ambush.moment {
-            Moment::Resume(dispatches) | Moment::Identify(dispatches) => dispatches,
-            Moment::Message => 0,
-        };
-        self.ambush = Some((left, ambush));
+        match ambush.moment {
+            Moment::Resume(dispatches) | Moment::Identify(dispatches) => {
+                self.ambush = Some((dispatches, ambush));
+            }
+            Moment::Message => self.within = Some(ambush),
+        }
     }
 
     fn forget_within(&mut self) {
@@ -134,8 +139,8 @@ impl Connection {
 
     /// The connection ended before the moment came: the next one's turn.
     pub(super) fn lift_ambush(&mut self) {
-        self.forget_within();
-        if let Some((_, ambush)) = self.ambush.take() {
+        let waiting = self.ambush.take().map(|(_, ambush)| ambush);
+        for ambush in waiting.into_iter().chain(self.within.take()) {
             // Laid again first, so that it is never out of sight.
             self.shared.lay_ambush(ambush);
             self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
@@ -144,7 +149,7 @@ impl Connection {
 
     /// Writes the first WebSocket message of the next dispatch, then the fault strikes. A dispatch
     /// that is not split is written whole.
-    pub(super) fn cut(&mut self, session: &Session, fault: Fault) {
+    pub(super) fn cut(&mut self, session: &Session, ambush: Ambush) {
         let (mut message, mut one) = (Vec::new(), 1);
         let (scratch, encoder) = (&mut self.scratch, &mut self.encoder);
         session.fill(
@@ -160,11 +165,8 @@ impl Connection {
         self.out
             .extend_from_slice(&message[..first.unwrap_or(message.len())]);
         match first {
-            Some(_) => {
-                self.suffer(&fault);
-                self.shared.counters.armed.fetch_sub(1, Ordering::Relaxed);
-            }
-            None => self.within = Some(fault),
+            Some(_) => self.strike(&ambush),
+            None => self.within = Some(ambush),
         }
     }
 
