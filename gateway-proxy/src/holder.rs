@@ -6,7 +6,7 @@
 //! closed at once. Which shards, and when, is decided elsewhere.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ pub(crate) struct Holder {
     // By number.
     held: Mutex<BTreeMap<u32, Held>>,
     started: AtomicU64,
+    // Everything is let go of: nothing is started any more.
+    closing: AtomicBool,
     changed: Notify,
     shrunk: Notify,
 }
@@ -85,7 +87,7 @@ pub(crate) enum StartError {
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Lookup(#[from] LookupError),
-    #[error("the lease ended before shard {shard} was started")]
+    #[error("the process ends, or its lease did, before shard {shard} was started")]
     NoRight { shard: ShardId },
 }
 
@@ -105,6 +107,7 @@ impl Holder {
             means,
             held: Mutex::default(),
             started: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
             changed: Notify::new(),
             shrunk: Notify::new(),
         })
@@ -168,7 +171,8 @@ impl Holder {
         // The look-up took time; a lease may have ended meanwhile, and everything with it.
         means.recorder.retire(shard.id()).await;
         let ownership = &means.shared.ownership;
-        if !ownership.fence().holds() || ownership.instance() != joined {
+        let closing = self.closing.load(Ordering::Acquire);
+        if closing || !ownership.fence().holds() || ownership.instance() != joined {
             return Err(StartError::NoRight { shard });
         }
         self.spawn(shard, claimed, decision);
@@ -304,6 +308,7 @@ impl Holder {
 
     /// Lets go of everything, and says so in the log if something did not work out.
     pub(crate) async fn release_all(&self, patience: Duration) {
+        self.closing.store(true, Ordering::Release);
         let ids = self.ids();
         let released = join_all(ids.into_iter().map(|id| self.release(id, patience))).await;
         let unstored: usize = released.iter().flatten().map(|one| one.unstored).sum();

@@ -1,9 +1,9 @@
 //! The phases a stop goes through, and the signals that start it. Knows no part of the program; the
 //! parts ask where the process stands and wait for a phase.
 //!
-//! `Running → Draining → Releasing → Stopped`: *draining* stops taking shards and reading sockets
-//! and waits for acknowledgements; *releasing* writes resume states, gives up leases and closes the
-//! sockets resumably; *stopped* lets the HTTP endpoint and telemetry end. Phases only go forward.
+//! `Running → Draining → Releasing → Stopped`: *draining* hands shards over and lets go of the rest, each
+//! as `holder` does; *releasing* has given the leases back; *stopped* lets the HTTP endpoint and telemetry
+//! end. Phases only go forward.
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,9 +19,9 @@ use crate::exit::{Fatal, Signal};
 pub enum Phase {
     /// Working.
     Running,
-    /// No new work; what is in flight is finished.
+    /// No new work; shards are handed over or let go of.
     Draining,
-    /// State is written, leases and sockets are given up.
+    /// Records are written, sockets are closed, leases are given back.
     Releasing,
     /// Nothing is left to do.
     Stopped,

@@ -55,9 +55,8 @@ impl Leadership {
         self.0.changed.notify_waiters();
     }
 
-    /// Waits until this process begins or ceases to coordinate.
-    pub(crate) async fn changed(&self) {
-        let before = self.epoch();
+    /// Waits until [`Leadership::epoch`] is another than `before`.
+    pub(crate) async fn changed(&self, before: Option<u64>) {
         loop {
             let changed = self.0.changed.notified();
             if self.epoch() != before {

@@ -42,14 +42,20 @@ fn budget(limit: &SessionStartLimit, asked_unix_ms: u64) -> SessionBudget {
 
 /// What ran beside and is over.
 enum Done {
-    Stored(u64),
-    Refused(Option<Sighting>),
-    Failed(String),
+    /// The write of this number.
+    Store(u64, Stored),
     Budget {
         limit: SessionStartLimit,
         asked_at: Instant,
         asked_unix_ms: u64,
     },
+}
+
+/// How a write of the key ended.
+enum Stored {
+    Done(u64),
+    Refused(Option<Sighting>),
+    Failed(String),
 }
 
 /// Who waits for an answer.
@@ -72,6 +78,8 @@ pub(crate) struct Grants {
     // By ticket; at most one per shard that waits, and those on their way.
     askers: HashMap<Ticket, Asker>,
     tickets: u64,
+    // Writes begun; what an earlier one says is void.
+    stores: u64,
     holding: Option<ReadinessHold>,
 }
 
@@ -114,6 +122,7 @@ impl Grants {
             sightings: means.sightings,
             askers: HashMap::new(),
             tickets: 0,
+            stores: 0,
             holding: None,
         }
     }
@@ -123,12 +132,12 @@ impl Grants {
         let (done, mut reports) = mpsc::channel(DONE_MAX);
         let leadership = self.leadership.clone();
         loop {
-            match leadership.epoch() {
-                Some(epoch) => self.limiter.lead(epoch),
-                None if self.limiter.is_leading() => self.limiter.resign(),
-                None => {}
-            }
             let led = leadership.epoch();
+            match led {
+                Some(epoch) => self.limiter.lead(epoch),
+                // Whoever waits asks again, elsewhere.
+                None => self.limiter.resign(),
+            }
             while let Some(action) = self.limiter.poll_action(Instant::now(), unix_ms()) {
                 self.act(action, led, &done);
             }
@@ -141,7 +150,7 @@ impl Grants {
                 Some(done) = reports.recv() => self.hear(done),
                 Some(sighting) = self.sightings.recv() => self.see(sighting),
                 Some(ask) = self.asks.recv() => self.take(ask),
-                () = leadership.changed() => {}
+                () = leadership.changed(led) => {}
                 () = identifies.changed.notified() => {}
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
@@ -192,10 +201,12 @@ impl Grants {
                 state,
             } => {
                 let (bucket, done) = (self.bucket.clone(), done.clone());
-                // One at a time: the limiter waits for its end.
+                self.stores += 1;
+                let number = self.stores;
+                // One at a time: the limiter waits for its end, unless it resigned meanwhile.
                 drop(tokio::spawn(async move {
                     let outcome = store(&bucket, expected_revision, &state).await;
-                    drop(done.send(outcome).await);
+                    drop(done.send(Done::Store(number, outcome)).await);
                 }));
             }
             Action::Answer { ticket, reply } => self.answer(ticket, reply, led),
@@ -246,14 +257,15 @@ impl Grants {
     fn hear(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Stored(revision) => self.limiter.handle_stored(revision, now),
-            Done::Refused(sighting) => {
+            Done::Store(number, _) if number != self.stores => {}
+            Done::Store(_, Stored::Done(revision)) => self.limiter.handle_stored(revision, now),
+            Done::Store(_, Stored::Refused(sighting)) => {
                 if let Some(sighting) = sighting {
                     self.see(sighting);
                 }
                 self.limiter.handle_store_refused(now);
             }
-            Done::Failed(reason) => {
+            Done::Store(_, Stored::Failed(reason)) => {
                 warn!(
                     reason,
                     "the last identifies were not stored: none is granted"
@@ -335,21 +347,21 @@ impl Grants {
     }
 }
 
-async fn store(bucket: &Bucket, expected_revision: u64, state: &IdentifyState) -> Done {
+async fn store(bucket: &Bucket, expected_revision: u64, state: &IdentifyState) -> Stored {
     let value = serde_json::to_vec(state).expect("numbers always serialise");
     let key = FleetKey::Identify;
     let write = bucket.write(&key, value.into(), expected_revision, None, STORE_TIMEOUT);
     match write.await {
-        Ok(revision) => Done::Stored(revision),
+        Ok(revision) => Stored::Done(revision),
         Err(WriteError::Refused) => {
             let entry = bucket.read(&key, STORE_TIMEOUT).await.ok();
-            Done::Refused(entry.map(|entry| {
+            Stored::Refused(entry.map(|entry| {
                 let state = entry
                     .value
                     .and_then(|value| serde_json::from_slice(&value).ok());
                 (entry.revision, state)
             }))
         }
-        Err(WriteError::Failed(reason)) => Done::Failed(reason),
+        Err(WriteError::Failed(reason)) => Stored::Failed(reason),
     }
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use schemas::health::ClusterState;
 use schemas::{FleetKey, Leader, Plan};
 use testkit::audit::AuditReport;
-use testkit::simulator::{Action, Config, Load, Rule};
+use testkit::simulator::{Action, Config, Load, Rule, Step};
 
 use crate::harness::{Proxy, Run, eventually, patience};
 use crate::relay::Relay;
@@ -624,5 +624,66 @@ async fn a_proxy_of_higher_priority_takes_the_coordination_back_without_moving_a
         })
         .await;
     assert_eq!(fleet.plan().await.shards, plan.shards);
+    fleet.expect_clean(12).await;
+}
+
+/// The longest time a session was without a connection before it was resumed.
+fn longest_pause(fleet: &Fleet) -> Duration {
+    let mut gone_at = BTreeMap::new();
+    let mut longest = 0;
+    for event in fleet.rig.simulator.ledger().lifecycle {
+        match event.step {
+            Step::Disconnected { .. } => drop(gone_at.insert(event.session, event.at_us)),
+            Step::Resumed { .. } => {
+                let since = gone_at.remove(&event.session).unwrap_or(event.at_us);
+                longest = longest.max(event.at_us - since);
+            }
+            _ => {}
+        }
+    }
+    Duration::from_micros(longest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_spends_no_identify_and_pauses_each_shard_for_a_moment() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b", "c"]).await;
+    for name in ["a", "b", "c"] {
+        let proxy = fleet.proxies.remove(name).unwrap();
+        proxy.signal(Signal::SIGTERM);
+        assert_eq!(proxy.exit_code().await, Some(0));
+        fleet.join(name, &[]);
+        fleet.all_ready().await;
+    }
+    fleet.expect_clean(12).await;
+    let pause = longest_pause(&fleet);
+    println!("longest pause of a shard: {pause:?}");
+    // On a machine of its own it is some ten milliseconds; a takeover would take two seconds.
+    assert!(pause < Duration::from_millis(1_500), "{pause:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_away_for_longer_than_the_leases_costs_a_fleet_no_session() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    fleet.rig.nats.kill9().unwrap();
+    for proxy in fleet.proxies.values() {
+        proxy.logged("it lets go of everything").await;
+        eventually(proxy.http().await, "/ready", |status, _| status == 503).await;
+    }
+    fleet.rig.nats.start_again().unwrap();
+    fleet.all_ready().await;
+    // Nobody took the other's shards because it was back first.
+    assert!(fleet.shares().await.values().all(|shards| *shards == 6));
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_and_the_coordinator_killed_at_once_are_replaced() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b", "c", "d"]).await;
+    let leader = fleet.leader().await;
+    let other = if leader == "a" { "b" } else { "a" };
+    fleet.kill(&leader).await;
+    fleet.kill(other).await;
+    fleet.carried_on_without(&leader).await;
+    fleet.carried_on_without(other).await;
     fleet.expect_clean(12).await;
 }
