@@ -20,6 +20,8 @@
 //! Discord's 3 seconds or not at all; an interaction that arrives too late is terminated and
 //! counted. A handler runs at least once per interaction: [`Context::message_id`] is the key to
 //! tell repetitions.
+//!
+//! [`Feed`] reads everything in order, with the [`Gap`]s a proxy could not prevent.
 
 mod admin;
 mod cli;
@@ -28,6 +30,7 @@ pub mod config;
 mod context;
 mod durable;
 pub mod exit;
+pub mod feed;
 pub mod interaction;
 mod metrics;
 mod nats;
@@ -45,6 +48,7 @@ pub use commands::Definition;
 pub use config::{Config, Options};
 pub use context::{Context, Event, WorkerInfo};
 pub use exit::Fatal;
+pub use feed::{Feed, FeedItem, Gap, Reshard, ShardChange, Start};
 pub use interaction::InteractionEvent;
 pub use response::Response;
 pub use rest::{ApiBase, ApiBaseError};

@@ -4,6 +4,7 @@
 
 mod delivery;
 mod fake_discord;
+mod feed;
 mod process;
 mod registration;
 mod resilience;
