@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod delivery;
+mod event_world;
 mod fake_discord;
 mod feed;
 mod process;
@@ -10,5 +11,6 @@ mod registration;
 mod resilience;
 mod rest;
 mod shards;
+mod shared_events;
 mod simulator;
 mod world;
