@@ -15,6 +15,7 @@ pub mod intents;
 pub mod message;
 pub mod subject;
 pub mod timestamp;
+pub mod workers;
 
 pub use control::{CommandOp, CommandReply, CommandStatus, FleetVerb, GatewayCommand};
 pub use directory::{
@@ -36,3 +37,4 @@ pub use intents::{Intents, IntentsError};
 pub use message::{MessageId, MessageIdError};
 pub use subject::{Prefix, PrefixError, Subject, SubjectError};
 pub use timestamp::Timestamp;
+pub use workers::{ShardClaim, WorkerGroup, WorkerMember, WorkersKey};

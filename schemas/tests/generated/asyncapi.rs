@@ -52,6 +52,7 @@ pub(crate) fn sample(parameter: &str) -> &'static str {
         "consumer" => "commands",
         "proxy" => "proxy-1",
         "instance" => "directory-1",
+        "member" => "host-17-18c2f0a1",
         other => panic!("the parameter {other} has no sample"),
     }
 }
@@ -84,6 +85,7 @@ fn parameters() -> Value {
         "topic": described("topic", "One or more tokens, chosen by the sender."),
         "consumer": described("consumer", "Name of the durable consumer that gave the event up."),
         "proxy": described("proxy", "Name of the proxy in the fleet."),
+        "member": described("member", "One life of one worker."),
         "instance": described("instance", "Name of the directory's process."),
     })
 }
@@ -197,7 +199,7 @@ fn channels() -> Value {
         let address = format!("$KV.discord_fleet.{key}");
         channels[name] = channel(Some(&address), summary, &[value]);
     }
-    for (name, address, value, summary) in DIRECTORY_KEYS {
+    for (name, address, value, summary) in DIRECTORY_KEYS.into_iter().chain(WORKERS_KEYS) {
         channels[name] = channel(Some(address), summary, &[value]);
     }
     channels
@@ -257,6 +259,28 @@ const DIRECTORY_KEYS: [(&str, &str, &str, &str); 4] = [
         "$KV.discord_users.user.{id}",
         "UserInfo",
         "A user the directory has seen, if the operator wants them kept.",
+    ),
+];
+
+/// Channel, address, value, and what it is for: written by workers that hold shards.
+const WORKERS_KEYS: [(&str, &str, &str, &str); 3] = [
+    (
+        "kvWorkerGroup",
+        "$KV.discord_workers.{consumer}.begin",
+        "WorkerGroup",
+        "Where the events of workers that hold shards begin.",
+    ),
+    (
+        "kvWorkerMember",
+        "$KV.discord_workers.{consumer}.member.{member}",
+        "WorkerMember",
+        "Heartbeat of a worker that holds shards; ends with its TTL.",
+    ),
+    (
+        "kvShardClaim",
+        "$KV.discord_workers.{consumer}.shard.{shard}",
+        "ShardClaim",
+        "Which worker holds a shard.",
     ),
 ];
 
@@ -426,6 +450,9 @@ fn schemas() -> Value {
     let dead = [
         (message::DEAD_REASON, "Why it was given up, for people."),
         (message::DEAD_SUBJECT, "Subject it had."),
+        (message::DEAD_MESSAGE_ID, "`Nats-Msg-Id` it had."),
+        (message::DEAD_DELIVERIES, "How often it was delivered."),
+        (message::DEAD_PLACE, "Its place, `<stream>@<sequence>`."),
     ];
     schemas.insert(
         "DeadHeaders".to_owned(),

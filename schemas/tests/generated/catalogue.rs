@@ -12,7 +12,8 @@ use schemas::directory::{
 };
 use schemas::{
     ClusterState, CommandReply, Dispatch, GatewayCommand, Health, IdentifyState, Leader, Member,
-    Plan, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard, Readiness, ShardRecord,
+    Plan, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard, Readiness, ShardClaim, ShardRecord,
+    WorkerGroup, WorkerMember,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -90,6 +91,9 @@ pub(crate) const DOCUMENTS: &[Document] = &[
     document::<GuildEntry>("GuildEntry"),
     document::<ShardPosition>("ShardPosition"),
     document::<DirectoryInstance>("DirectoryInstance"),
+    document::<WorkerGroup>("WorkerGroup"),
+    document::<WorkerMember>("WorkerMember"),
+    document::<ShardClaim>("ShardClaim"),
 ];
 
 impl Document {
