@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod delivery;
+mod directory;
 mod event_world;
 mod fake_discord;
 mod feed;
 mod process;
+mod proxy;
 mod registration;
 mod resilience;
 mod rest;
