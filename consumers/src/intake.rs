@@ -27,6 +27,8 @@ pub(crate) enum Arrival {
     Message(Message),
     /// A request is over; asking again is all there is to do.
     Over,
+    /// Another server leads the consumer, and what the old one sent last may be lost.
+    Moved,
     /// The consumer or its stream is gone.
     Gone(String),
     /// The server has another holder, or none since its leader changed.
@@ -125,9 +127,13 @@ impl Intake {
         self.outstanding = 0;
     }
 
-    /// The server must give us a new place as the one client.
-    pub(crate) fn forget_pin(&mut self) {
-        self.pin = None;
+    /// What the server knows us by as the one client; survives a connection, but not a new leader.
+    pub(crate) fn pin(&self) -> Option<String> {
+        self.pin.clone()
+    }
+
+    pub(crate) fn set_pin(&mut self, pin: Option<String>) {
+        self.pin = pin;
     }
 
     /// The connection it is open on: requests do not survive another one.
@@ -176,11 +182,9 @@ fn judge(status: u16, text: &str) -> Arrival {
         // No responders: nobody serves this consumer.
         503 => Arrival::Gone("nobody serves the consumer".to_owned()),
         409 if text.contains("Consumer Deleted") => Arrival::Gone(text.to_owned()),
-        409 if ["Leadership Change", "Server Shutdown", "Batch Completed"]
-            .iter()
-            .any(|harmless| text.contains(harmless)) =>
-        {
-            Arrival::Over
+        409 if text.contains("Batch Completed") => Arrival::Over,
+        409 if text.contains("Leadership Change") || text.contains("Server Shutdown") => {
+            Arrival::Moved
         }
         _ => Arrival::Refused(format!("{status} {text}")),
     }
@@ -203,7 +207,7 @@ mod tests {
     fn a_status_says_what_to_do_next() {
         assert!(matches!(judge(408, "Request Timeout"), Arrival::Over));
         assert!(matches!(judge(404, "No Messages"), Arrival::Over));
-        assert!(matches!(judge(409, "Leadership Change"), Arrival::Over));
+        assert!(matches!(judge(409, "Leadership Change"), Arrival::Moved));
         assert!(matches!(judge(409, "Consumer Deleted"), Arrival::Gone(_)));
         assert!(matches!(judge(503, ""), Arrival::Gone(_)));
         assert!(matches!(

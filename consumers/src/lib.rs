@@ -39,6 +39,7 @@ mod intake;
 pub mod interaction;
 mod metrics;
 mod nats;
+mod ordered;
 mod place;
 mod query;
 mod response;

@@ -73,7 +73,7 @@ struct ConsumerLabels {
     consumer: String,
 }
 
-/// Counts an event as in flight while it lives.
+/// Counts something in a gauge while it lives.
 #[derive(Debug)]
 pub(crate) struct InFlight(Gauge<i64, AtomicI64>);
 
@@ -208,6 +208,14 @@ impl Metrics {
     pub(crate) fn backlog(&self, consumer: &str, events: u64) {
         let events = i64::try_from(events).unwrap_or(i64::MAX);
         self.events.backlog.get_or_create(&of(consumer)).set(events);
+    }
+
+    /// Counts a shard as held while the answer lives.
+    pub(crate) fn shard_taken(&self, consumer: &str) -> InFlight {
+        self.events.taken.get_or_create(&of(consumer)).inc();
+        let held = self.events.held.get_or_create(&of(consumer)).clone();
+        held.inc();
+        InFlight(held)
     }
 
     pub(crate) fn arrived(&self, age: Duration) {

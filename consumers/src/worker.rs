@@ -21,10 +21,13 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+pub(crate) use attempt::attempt;
 use event_pool::EventPool;
 pub(crate) use outcome::Outcome;
 use pool::Pool;
-use shared::{Shared, Warnings};
+pub(crate) use settle::{Settled, settle, tell};
+pub(crate) use shared::Shared;
+use shared::Warnings;
 
 use crate::admin::{self, Admin};
 use crate::commands::register;
@@ -99,6 +102,7 @@ impl Worker {
             false => Vec::new(),
         };
         let events = event_pool::open_all(&router.events, &config, &link, deadline).await?;
+        let event_streams = config.event_streams;
 
         let shards = Shards::default();
         let prefix = config.prefix.clone();
@@ -115,7 +119,7 @@ impl Worker {
             warnings: Warnings::default(),
         });
         let pool = Pool::start(&shared, opened, config.concurrency);
-        let events = EventPool::start(&shared, events);
+        let events = EventPool::start(&shared, events, event_streams);
         shared.status.advance(Phase::Running);
         tracing::info!(took = ?started.elapsed(), interactions, "running");
         Ok(Running {

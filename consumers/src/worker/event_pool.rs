@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_nats::jetstream::consumer::PullConsumer;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::durable::Durable;
 use crate::events::{Events, Mode};
 use crate::exit::Fatal;
 use crate::nats::Link;
+use crate::ordered::{Group, Registry, RegistryError};
 use crate::place::Place;
 
 /// Longest name of events: consumers of shards add a number to it.
@@ -26,6 +28,7 @@ const NAME_MAX: usize = 32;
 /// Consumers that are open and not pulled from yet.
 pub(crate) struct Opened {
     shared: Vec<(Arc<Events>, Durable, Place)>,
+    groups: Vec<(Arc<Events>, Registry, OffsetDateTime)>,
 }
 
 /// Dropping it ends pullers and handlers where they stand.
@@ -70,7 +73,7 @@ pub(crate) async fn open_all(
     link: &Link,
     deadline: Instant,
 ) -> Result<Opened, Fatal> {
-    let mut shared = Vec::new();
+    let (mut shared, mut groups) = (Vec::new(), Vec::new());
     for events in events {
         let events = Arc::new(events.clone());
         match events.mode {
@@ -82,13 +85,72 @@ pub(crate) async fn open_all(
                     shared.push((Arc::clone(&events), durable, place));
                 }
             }
-            Mode::Ordered => {}
+            Mode::Ordered => {
+                let (registry, begin) = open_group(&events, config, link, deadline).await?;
+                groups.push((events, registry, begin));
+            }
         }
     }
     if !events.is_empty() {
         open_dead(config, link, deadline).await?;
     }
-    Ok(Opened { shared })
+    Ok(Opened { shared, groups })
+}
+
+/// Opens the bucket of a group that holds shards, waiting for the stream it follows.
+async fn open_group(
+    events: &Events,
+    config: &Config,
+    link: &Link,
+    deadline: Instant,
+) -> Result<(Registry, OffsetDateTime), Fatal> {
+    let index = (config.event_streams > 1).then_some(0);
+    let stream = config.prefix.event_stream(index);
+    loop {
+        let opening = async {
+            let found = link.jetstream.get_stream(&stream).await;
+            found.map_err(|error| RegistryError::NoAnswer {
+                bucket: config.prefix.workers_bucket(),
+                error: format!("the stream {stream}: {error}"),
+            })?;
+            let prefix = &config.prefix;
+            let registry = Registry::open(&link.jetstream, prefix, &events.name, &stream).await?;
+            let begin = registry.begin().await;
+            let begin = begin.map_err(|error| RegistryError::NoAnswer {
+                bucket: config.prefix.workers_bucket(),
+                error,
+            })?;
+            Ok((registry, begin))
+        };
+        let error = match timeout_at(deadline, opening).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(error)) => error,
+            Err(_) => RegistryError::NoAnswer {
+                bucket: config.prefix.workers_bucket(),
+                error: "no response".to_owned(),
+            },
+        };
+        let next = Instant::now() + STREAM_PAUSE;
+        let problem = error.to_string();
+        match error {
+            RegistryError::Unfit { .. } => {
+                return Err(Fatal::unfit(
+                    problem,
+                    "delete the bucket while no worker that holds shards runs",
+                ));
+            }
+            RegistryError::NoAnswer { .. } if next >= deadline => {
+                return Err(Fatal::unfit(
+                    problem,
+                    "start a gateway-proxy, which makes the stream; check --subject-prefix and \
+                     the permissions of the NATS user",
+                ));
+            }
+            RegistryError::NoAnswer { .. } => {}
+        }
+        tracing::warn!(problem, "waiting for the stream and the workers' bucket");
+        sleep_until(next).await;
+    }
 }
 
 async fn place(
@@ -156,7 +218,7 @@ fn dead_failed(error: &DeadError) -> Fatal {
 }
 
 impl EventPool {
-    pub(crate) fn start(shared: &Arc<Shared>, opened: Opened) -> Self {
+    pub(crate) fn start(shared: &Arc<Shared>, opened: Opened, event_streams: u32) -> Self {
         let stopping = CancellationToken::new();
         let (paused, _) = watch::channel(false);
         let mut pullers = Vec::new();
@@ -180,6 +242,18 @@ impl EventPool {
                 paused: paused.subscribe(),
             };
             pullers.push(AbortOnDropHandle::new(tokio::spawn(puller.run(place))));
+        }
+        for (events, registry, begin) in opened.groups {
+            let group = Group {
+                shared: Arc::clone(shared),
+                events,
+                registry,
+                begin,
+                event_streams,
+                stopping: stopping.clone(),
+                paused: paused.subscribe(),
+            };
+            pullers.push(AbortOnDropHandle::new(tokio::spawn(group.run())));
         }
         Self {
             pullers,

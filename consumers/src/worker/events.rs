@@ -141,7 +141,7 @@ impl EventPuller {
                 () = link.replaced(connection) => return End::Again,
                 arrival = intake.next() => match arrival {
                     Some(Arrival::Message(message)) => self.start(message, tasks),
-                    Some(Arrival::Over | Arrival::PinLost) => {}
+                    Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
                     Some(Arrival::Gone(why) | Arrival::Refused(why)) => return self.failed(&why),
                     None => return End::Stopping,
                 },

@@ -63,6 +63,18 @@ impl World {
         self.store_event(stored, &d).await;
     }
 
+    /// The same with a message id that no other guild has: for rounds over many guilds.
+    pub(crate) async fn store_delete_as(&self, shard: u32, guild: u64, seq: u64) {
+        let d = format!(r#"{{"id":"{seq}","channel_id":"1","guild_id":"{guild}"}}"#);
+        let stored = Stored {
+            shard,
+            guild,
+            event: "MESSAGE_DELETE",
+            seq: seq * 1000 + guild,
+        };
+        self.store_event(stored, &d).await;
+    }
+
     pub(crate) async fn event_worker(&self, events: Events) -> Running {
         self.worker(Router::new().events(events)).await
     }
