@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use schemas::GuildId;
 
+use crate::query::Directory;
 use crate::shards::ShardInfo;
 
 /// The stored message an event came in.
@@ -56,6 +57,7 @@ pub struct Context {
     pub(crate) age: Duration,
     pub(crate) worker: WorkerInfo,
     pub(crate) rest: Arc<twilight_http::Client>,
+    pub(crate) directory: Directory,
 }
 
 impl Context {
@@ -96,5 +98,11 @@ impl Context {
     #[must_use]
     pub const fn rest(&self) -> &Arc<twilight_http::Client> {
         &self.rest
+    }
+
+    /// What is known over all shards; answers while a `consumers directory` runs.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.directory
     }
 }

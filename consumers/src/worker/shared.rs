@@ -10,6 +10,7 @@ use schemas::{MessageId, Prefix, Subject, SubjectError};
 use crate::context::{Context, Event, WorkerInfo};
 use crate::metrics::Metrics;
 use crate::nats::Link;
+use crate::query::Directory;
 use crate::rest::Rest;
 use crate::router::Router;
 use crate::shards::Shards;
@@ -81,6 +82,7 @@ impl Shared {
             age,
             worker: self.worker.clone(),
             rest: Arc::clone(self.rest.api()),
+            directory: Directory::new(self.link.client.clone(), self.prefix.clone()),
         })
     }
 }

@@ -18,19 +18,19 @@ use crate::proxy::Process;
 use crate::world::{World, http_get, patience, until};
 
 /// Guilds that lie on shard 1 of 4.
-fn on_shard_1(number: u64) -> GuildId {
+pub(crate) fn on_shard_1(number: u64) -> GuildId {
     GuildId::new((number * 4 + 1) << 22).unwrap()
 }
 
 /// A world whose stream is filled by the test itself.
-struct Scene {
-    world: World,
+pub(crate) struct Scene {
+    pub(crate) world: World,
     seq: std::cell::Cell<u64>,
-    directory: Directory,
+    pub(crate) directory: Directory,
 }
 
 impl Scene {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let world = World::start().await;
         let client = testkit::nats::connect(&world.nats.url()).await.unwrap();
         let directory = Directory::new(client, world.prefix.clone());
@@ -74,14 +74,14 @@ impl Scene {
         };
         let frame = json!({"t": event, "s": seq, "op": 0, "d": d}).to_string();
         let mut headers = async_nats::HeaderMap::new();
-        headers.insert(NATS_MSG_ID, MessageId::dispatch("session", seq).to_string());
+        headers.insert(NATS_MSG_ID, MessageId::dispatch("scene", seq).to_string());
         let subject = subject.with_prefix(&self.world.prefix);
         let jetstream = &self.world.jetstream;
         let stored = jetstream.publish_with_headers(subject, headers, frame.into());
         stored.await.unwrap().await.unwrap();
     }
 
-    async fn guild(&self, shard: u32, guild: GuildId, name: &str) {
+    pub(crate) async fn guild(&self, shard: u32, guild: GuildId, name: &str) {
         let id = guild.to_string();
         let d = json!({
             "id": id, "name": name, "owner_id": "5", "member_count": 10, "features": ["A"],
@@ -98,7 +98,7 @@ impl Scene {
         }
     }
 
-    async fn serve(&self) -> RunningDirectory {
+    pub(crate) async fn serve(&self) -> RunningDirectory {
         self.serve_with(self.options(), |config| config).await
     }
 
@@ -113,7 +113,11 @@ impl Scene {
     }
 
     /// Waits until the directory knows the guild as wanted.
-    async fn known(&self, guild: GuildId, wanted: impl Fn(&GuildInfo) -> bool) -> GuildInfo {
+    pub(crate) async fn known(
+        &self,
+        guild: GuildId,
+        wanted: impl Fn(&GuildInfo) -> bool,
+    ) -> GuildInfo {
         until("the guild to be known", async || {
             let found = self.directory.find_guild(guild).await.ok()??;
             wanted(&found).then_some(found)

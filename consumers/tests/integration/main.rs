@@ -7,6 +7,7 @@ mod directory;
 mod event_world;
 mod fake_discord;
 mod feed;
+mod lookup;
 mod ordered_events;
 mod process;
 mod proxy;

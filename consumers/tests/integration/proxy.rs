@@ -2,12 +2,13 @@
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use testkit::simulator::Simulator;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::world::{patience, until};
+use crate::world::patience;
 
 /// Where the child reads its arguments from, separated by spaces.
 const PROXY_ARGS: &str = "TEST_PROXY_ARGS";
@@ -55,9 +56,19 @@ impl Process {
 
     /// `consumers directory`.
     pub(crate) fn directory(nats_url: &str, simulator: &Simulator, more: &[&str]) -> Self {
+        Self::consumers("directory", nats_url, simulator, more)
+    }
+
+    /// `consumers <verb>`.
+    pub(crate) fn consumers(
+        verb: &str,
+        nats_url: &str,
+        simulator: &Simulator,
+        more: &[&str],
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_consumers"));
         command
-            .args(["directory", "--http", "0"])
+            .args([verb, "--http", "0"])
             .args(more)
             .env_clear()
             .env("DISCORD_TOKEN", simulator.token())
@@ -93,7 +104,11 @@ impl Process {
 
     /// Waits until the process has logged this.
     pub(crate) async fn logs(&self, text: &str) {
-        until(text, async || self.log().contains(text).then_some(())).await;
+        let deadline = Instant::now() + patience();
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} is not in: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     pub(crate) fn log(&self) -> String {

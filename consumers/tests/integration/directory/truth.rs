@@ -1,6 +1,7 @@
 //! What a naive reader of the whole stream knows, put right by what the simulator says of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use consumers::Directory;
@@ -9,22 +10,30 @@ use schemas::{GuildInfo, GuildsRequest, Snowflake, Subject};
 use serde_json::Value;
 use testkit::simulator::Simulator;
 
-use crate::world::{World, until};
+use crate::world::{World, patience};
 
 /// Waits until every dispatch the simulator made is in the stream.
 pub(super) async fn all_stored(world: &World, simulator: &Simulator) {
-    until("everything to be stored", async || {
+    let deadline = Instant::now() + patience() * 3;
+    loop {
         let ledger = simulator.ledger();
-        let mut stream = world.jetstream.get_stream("DISCORD_EVENTS").await.ok()?;
-        let stored = stream.info().await.ok()?.state.messages;
-        let made: usize = ledger
-            .sessions
-            .iter()
-            .map(|session| session.entries.len())
-            .sum();
-        (stored >= made as u64).then_some(())
-    })
-    .await;
+        let mut stream = world.jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
+        let stored = stream.info().await.unwrap().state.messages;
+        let sessions = ledger.sessions.iter();
+        let made: Vec<_> = sessions
+            .map(|session| (session.shard, session.entries.len()))
+            .collect();
+        let all: usize = made.iter().map(|(_, events)| events).sum();
+        if stored >= all as u64 {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{stored} of {all} events are stored: {made:?} {:?}",
+            ledger.lifecycle
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Every guild as the directory should know it.
