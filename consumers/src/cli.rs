@@ -7,9 +7,10 @@ use clap::{Args as _, Command, FromArgMatches as _, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Options};
+use crate::directory::{DirectoryConfig, DirectoryOptions, DirectoryService, RunningDirectory};
 use crate::exit::{Fatal, Signal, finish};
 use crate::router::Router;
-use crate::worker::Worker;
+use crate::worker::{Running, Worker};
 use crate::{commands, telemetry};
 
 /// Threads of the runtime: handlers wait for Discord, they do not compute; a second thread keeps
@@ -26,8 +27,10 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Answers the slash commands /ping and /info
+    /// Answers the slash commands /ping, /info, /stats, /find and /shards
     Commands(Box<Options>),
+    /// Keeps what is known of guilds over all shards, and answers discord.query.* over NATS
+    Directory(Box<DirectoryOptions>),
 }
 
 /// The `consumers` program: `args` begins with the program's name, as in [`std::env::args_os`].
@@ -38,6 +41,9 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli {
             verb: Verb::Commands(options),
         }) => finish("consumers", run(commands::router(), *options)),
+        Ok(Cli {
+            verb: Verb::Directory(options),
+        }) => finish("consumers", run_directory(*options)),
         Err(error) => refuse(&error),
     }
 }
@@ -76,23 +82,38 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn run(router: Router, options: Options) -> Result<(), Fatal> {
     let config = Config::from_options(options)?;
     telemetry::init(&config);
+    let worker = Worker::new(config, router);
+    in_runtime(supervise(worker.start(), Running::stop))
+}
+
+fn run_directory(options: DirectoryOptions) -> Result<(), Fatal> {
+    let config = DirectoryConfig::from_options(options)?;
+    telemetry::init(&config.worker);
+    let directory = DirectoryService::new(config);
+    in_runtime(supervise(directory.start(), RunningDirectory::stop))
+}
+
+fn in_runtime(work: impl Future<Output = Result<(), Fatal>>) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("worker")
         .enable_all()
         .build()
         .map_err(|error| Fatal::unfit(format!("no runtime: {error}"), "check process limits"))?;
-    let outcome = runtime.block_on(supervise(Worker::new(config, router)));
+    let outcome = runtime.block_on(work);
     // A handler that blocks its thread must not keep the process from ending.
     runtime.shutdown_background();
     outcome
 }
 
 /// Runs a worker until the first signal, then lets it finish; the second one ends it at once.
-async fn supervise(worker: Worker) -> Result<(), Fatal> {
+async fn supervise<Running, Stop: Future<Output = ()>>(
+    start: impl Future<Output = Result<Running, Fatal>>,
+    stop: impl FnOnce(Running) -> Stop,
+) -> Result<(), Fatal> {
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
-        started = worker.start() => started?,
+        started = start => started?,
         signal = signals.next() => {
             tracing::info!(%signal, "stopped before the start was complete");
             return Ok(());
@@ -101,7 +122,7 @@ async fn supervise(worker: Worker) -> Result<(), Fatal> {
     let signal = signals.next().await;
     tracing::info!(%signal, "stopping; a second signal stops at once");
     tokio::select! {
-        () = running.stop() => Ok(()),
+        () = stop(running) => Ok(()),
         signal = signals.next() => Err(Fatal::Interrupted(signal)),
     }
 }

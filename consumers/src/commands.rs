@@ -1,6 +1,8 @@
-//! The commands this crate ships: `/ping` and `/info`. They compute a text and do no I/O.
+//! The commands this crate ships: `/ping` and `/info`, which compute a text and do no I/O, and
+//! `/stats`, `/find` and `/shards`, which ask the directory.
 
 mod definition;
+mod lookup;
 mod registration;
 
 use std::time::Duration;
@@ -25,6 +27,15 @@ pub fn router() -> Router {
         .command(
             Definition::chat_input("info", "Says which shard and worker answers"),
             info,
+        )
+        .command(
+            Definition::chat_input("stats", "Sums up all servers the bot is in"),
+            lookup::stats,
+        )
+        .command(lookup::find_definition(), lookup::find)
+        .command(
+            Definition::chat_input("shards", "Lists the bot's shards"),
+            lookup::shards,
         )
 }
 
@@ -108,9 +119,9 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_commands_are_ping_and_info() {
+    fn the_shipped_commands_have_their_names() {
         let router = router();
         let names: Vec<&str> = router.definitions().map(Definition::name).collect();
-        assert_eq!(names, ["info", "ping"]);
+        assert_eq!(names, ["find", "info", "ping", "shards", "stats"]);
     }
 }

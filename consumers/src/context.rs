@@ -1,4 +1,4 @@
-//! What a handler is told besides the interaction itself.
+//! What a handler is told besides the interaction or event itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,20 +6,25 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use schemas::GuildId;
 
+use crate::query::Directory;
 use crate::shards::ShardInfo;
 
-/// The stored message an interaction came in.
+/// The stored message an event came in.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// The frame `{"t","s","op","d"}` exactly as Discord sent it, for what the typed interaction
-    /// does not know.
+    /// Discord's `t` as it stands in the subject, or a marker's `PROXY_…`.
+    pub name: Arc<str>,
+    /// The frame `{"t","s","op","d"}` exactly as Discord sent it, for what the typed event does not
+    /// know.
     pub frame: Bytes,
-    /// Discord's sequence number within the shard's session.
+    /// Discord's sequence number within the shard's session; `None` for markers.
     pub seq: Option<u64>,
     /// Guild of the subject; `None` in direct messages.
     pub guild: Option<GuildId>,
+    /// Place in the stream.
+    pub sequence: u64,
     /// How often the message was delivered, this time included: above 1 a handler may run again
-    /// for the same interaction.
+    /// for the same event.
     pub deliveries: u64,
 }
 
@@ -43,7 +48,7 @@ impl WorkerInfo {
     }
 }
 
-/// Everything about one delivery of one interaction.
+/// Everything about one delivery of one interaction or event.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub(crate) event: Event,
@@ -52,10 +57,11 @@ pub struct Context {
     pub(crate) age: Duration,
     pub(crate) worker: WorkerInfo,
     pub(crate) rest: Arc<twilight_http::Client>,
+    pub(crate) directory: Directory,
 }
 
 impl Context {
-    /// The message the interaction came in.
+    /// The message the event came in.
     #[must_use]
     pub const fn event(&self) -> &Event {
         &self.event
@@ -67,15 +73,15 @@ impl Context {
         &self.shard
     }
 
-    /// The idempotency key: the same for every delivery of the same interaction, different for any
-    /// other (`Nats-Msg-Id`, `<session_id>:<s>`).
+    /// The idempotency key: the same for every delivery of the same event, different for any other
+    /// (`Nats-Msg-Id`, `<session_id>:<s>`).
     #[must_use]
     pub fn message_id(&self) -> &str {
         &self.message_id
     }
 
-    /// Time from the moment Discord made the interaction to its arrival at this worker, by
-    /// Discord's clock and ours.
+    /// Time from the moment Discord made an interaction to its arrival at this worker, by Discord's
+    /// clock and ours. For other events the time since the stream has them.
     #[must_use]
     pub const fn age(&self) -> Duration {
         self.age
@@ -92,5 +98,11 @@ impl Context {
     #[must_use]
     pub const fn rest(&self) -> &Arc<twilight_http::Client> {
         &self.rest
+    }
+
+    /// What is known over all shards; answers while a `consumers directory` runs.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.directory
     }
 }

@@ -1,14 +1,20 @@
-//! The durable consumer that workers share: what it must look like, and opening or making it. An
-//! existing one is never changed; what differs is reported.
+//! The durable consumers that workers share: what they must look like, and opening or making them.
+//! An existing one is never changed, but for events it leaves out that a newer worker handles; what
+//! differs is reported.
 
 use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::Context as JetStream;
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{
+    self, AckPolicy, DeliverPolicy, FromConsumer, PriorityPolicy, PullConsumer, pull,
+};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerCreateStrictErrorKind;
+use async_nats::jetstream::stream::Stream;
 use schemas::Prefix;
+
+use crate::events::Events;
 
 /// Event that this durable selects.
 const INTERACTION_CREATE: &str = "INTERACTION_CREATE";
@@ -23,12 +29,50 @@ pub(crate) const MAX_DELIVER: i64 = 5;
 /// concurrency. Beyond it new interactions wait in the stream.
 const MAX_ACK_PENDING: i64 = 1000;
 
+/// The same as [`ACK_WAIT`] for shared events, which nobody waits for: long enough that a machine
+/// that stalls does not have its work repeated elsewhere.
+pub(crate) const SHARED_ACK_WAIT: Duration = Duration::from_secs(5);
+/// Shared events that may be unacknowledged, those that wait for another attempt included: when all
+/// fail, this is where delivery stops until they succeed.
+const SHARED_ACK_PENDING: i64 = 10_000;
+/// The same as [`ACK_WAIT`] for a shard that is held: what a dead holder had in hand is there for
+/// the next one as soon as the shortest lease is over.
+pub(crate) const SHARD_ACK_WAIT: Duration = Duration::from_secs(1);
+/// Events of one shard in the hands of its holder. More let more guilds be handled in parallel;
+/// each costs a message per [`SHARD_ACK_WAIT`] while it waits, and a place in memory.
+pub(crate) const SHARD_ACK_PENDING: i64 = 256;
+/// The one priority group of a shard's consumer.
+pub(crate) const HOLDER: &str = "holder";
+/// How long the server keeps a shard for a holder that does not pull. Leases end sooner, and who
+/// takes a shard over unpins it, so this only matters for a holder that keeps its lease and hangs.
+const PINNED_FOR: Duration = Duration::from_secs(60);
+/// Deliveries without end: workers count the attempts, because the server gives an event up without
+/// telling anybody.
+const UNLIMITED: i64 = -1;
+
+/// Tries to widen a consumer that other workers change at the same time.
+const WIDEN_TRIES: usize = 5;
+
 /// One durable consumer on one event stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
     pub(crate) stream: String,
     pub(crate) name: String,
-    filter: String,
+    terms: Terms,
+}
+
+/// What a durable consumer is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Terms {
+    description: &'static str,
+    filters: Vec<String>,
+    ack_wait: Duration,
+    max_deliver: i64,
+    max_ack_pending: i64,
+    /// Only one client at a time gets messages.
+    pinned: bool,
+    /// Whether missing filters are added: workers of two versions handle different events.
+    widen: bool,
 }
 
 /// How the consumer was found.
@@ -78,12 +122,58 @@ pub(crate) enum OpenError {
 }
 
 impl Durable {
-    /// The durables of a worker: one per event stream.
+    /// The durables of a worker's interactions: one per event stream.
     pub(crate) fn all(prefix: &Prefix, event_streams: u32, name: &str) -> Vec<Self> {
+        let terms = Terms {
+            description: "Interactions, answered by command workers",
+            filters: vec![prefix.event_of_all_shards(INTERACTION_CREATE)],
+            ack_wait: ACK_WAIT,
+            max_deliver: MAX_DELIVER,
+            max_ack_pending: MAX_ACK_PENDING,
+            pinned: false,
+            widen: false,
+        };
+        Self::on_streams(prefix, event_streams, name, &terms)
+    }
+
+    /// The durables of shared events: one per event stream.
+    pub(crate) fn shared(prefix: &Prefix, event_streams: u32, events: &Events) -> Vec<Self> {
+        let terms = Terms {
+            description: "Events, shared by workers",
+            filters: events.filters(prefix, None),
+            ack_wait: SHARED_ACK_WAIT,
+            max_deliver: UNLIMITED,
+            max_ack_pending: SHARED_ACK_PENDING,
+            pinned: false,
+            widen: true,
+        };
+        Self::on_streams(prefix, event_streams, &events.name, &terms)
+    }
+
+    /// The durable of one shard's events in order.
+    pub(crate) fn shard(prefix: &Prefix, event_streams: u32, events: &Events, shard: u32) -> Self {
+        let terms = Terms {
+            description: "Events of one shard, in order",
+            filters: events.filters(prefix, Some(shard)),
+            ack_wait: SHARD_ACK_WAIT,
+            max_deliver: UNLIMITED,
+            max_ack_pending: SHARD_ACK_PENDING,
+            pinned: true,
+            widen: true,
+        };
+        let index = (event_streams > 1).then(|| shard % event_streams);
+        Self {
+            stream: prefix.event_stream(index),
+            name: format!("{}-{shard}", events.name),
+            terms,
+        }
+    }
+
+    fn on_streams(prefix: &Prefix, event_streams: u32, name: &str, terms: &Terms) -> Vec<Self> {
         let on = |stream| Self {
             stream,
             name: name.to_owned(),
-            filter: prefix.event_of_all_shards(INTERACTION_CREATE),
+            terms: terms.clone(),
         };
         if event_streams == 1 {
             return vec![on(prefix.event_stream(None))];
@@ -91,6 +181,11 @@ impl Durable {
         (0..event_streams)
             .map(|index| on(prefix.event_stream(Some(index))))
             .collect()
+    }
+
+    /// What a person calls it: `name of STREAM`.
+    pub(crate) fn label(&self) -> String {
+        format!("{} of {}", self.name, self.stream)
     }
 
     /// Opens the consumer; makes it, starting at `start`, if it is missing.
@@ -104,7 +199,13 @@ impl Durable {
             .await
             .map_err(|error| self.refused(&error.to_string()))?;
         match stream.consumer_info(&self.name).await {
-            Ok(info) => self.check(&info.config)?,
+            Ok(info) => {
+                self.check(&info.config)?;
+                self.report_foreign(&info.config);
+                if !self.missing(&info.config).is_empty() {
+                    self.widen(&stream).await?;
+                }
+            }
             Err(error) => match error.kind() {
                 ConsumerInfoErrorKind::NotFound => {
                     match stream.create_consumer_strict(self.config(start)).await {
@@ -136,6 +237,72 @@ impl Durable {
             .map_err(|error| OpenError::NoAnswer(error.to_string()))
     }
 
+    /// Adds the filters that an existing consumer lacks. Workers of two versions may do so at once,
+    /// and the server knows no compare-and-set here, so the result is looked at again.
+    async fn widen(&self, stream: &Stream<()>) -> Result<(), OpenError> {
+        for _ in 0..WIDEN_TRIES {
+            let info = stream.consumer_info(&self.name).await;
+            let have = info
+                .map_err(|error| OpenError::NoAnswer(error.to_string()))?
+                .config;
+            let missing = self.missing(&have);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            tracing::info!(
+                consumer = self.name,
+                ?missing,
+                "the consumer gets more events, which this worker handles"
+            );
+            // Other filters beside that of all events would overlap.
+            let mut filters = match missing.iter().any(|filter| is_everything(filter)) {
+                true => Vec::new(),
+                false => filters(&have),
+            };
+            filters.extend(missing);
+            let mut config = <pull::Config as FromConsumer>::try_from_consumer_config(have)
+                .map_err(|error| self.refused(&error.to_string()))?;
+            config.filter_subject = String::new();
+            config.filter_subjects = filters;
+            stream
+                .update_consumer(config)
+                .await
+                .map_err(|error| self.refused(&error.to_string()))?;
+        }
+        Err(self.refused("other workers keep changing its filters"))
+    }
+
+    /// Says what a consumer selects that this worker does not handle.
+    fn report_foreign(&self, have: &consumer::Config) {
+        let everything = self
+            .terms
+            .filters
+            .iter()
+            .any(|filter| is_everything(filter));
+        let mut foreign = filters(have);
+        foreign.retain(|filter| !self.terms.filters.contains(filter));
+        if self.terms.widen && !everything && !foreign.is_empty() {
+            tracing::warn!(
+                consumer = self.name,
+                ?foreign,
+                "the consumer selects events that this worker does not handle"
+            );
+        }
+    }
+
+    /// Our filters that a consumer does not have.
+    fn missing(&self, have: &consumer::Config) -> Vec<String> {
+        let have = filters(have);
+        let everything = have.is_empty() || have.iter().any(|filter| is_everything(filter));
+        if !self.terms.widen || everything {
+            return Vec::new();
+        }
+        let ours = self.terms.filters.iter();
+        ours.filter(|filter| !have.contains(filter))
+            .cloned()
+            .collect()
+    }
+
     fn refused(&self, error: &str) -> OpenError {
         let error = error.to_owned();
         OpenError::Refused {
@@ -156,17 +323,27 @@ impl Durable {
     }
 
     fn config(&self, deliver_policy: DeliverPolicy) -> pull::Config {
-        pull::Config {
+        let terms = self.terms.clone();
+        let mut config = pull::Config {
             durable_name: Some(self.name.clone()),
-            description: Some("Interactions, answered by command workers".to_owned()),
+            description: Some(terms.description.to_owned()),
             deliver_policy,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_deliver: MAX_DELIVER,
-            filter_subject: self.filter.clone(),
-            max_ack_pending: MAX_ACK_PENDING,
+            ack_wait: terms.ack_wait,
+            max_deliver: terms.max_deliver,
+            max_ack_pending: terms.max_ack_pending,
             ..pull::Config::default()
+        };
+        match <[String; 1]>::try_from(terms.filters) {
+            Ok([filter]) => config.filter_subject = filter,
+            Err(several) => config.filter_subjects = several,
         }
+        if terms.pinned {
+            config.priority_policy = PriorityPolicy::PinnedClient;
+            config.priority_groups = vec![HOLDER.to_owned()];
+            config.priority_timeout = PINNED_FOR;
+        }
+        config
     }
 
     /// Refuses a consumer that cannot work and reports one that is only set differently.
@@ -224,12 +401,21 @@ impl Durable {
             format!("{none:?}"),
             format!("{explicit:?}"),
         );
-        let filters = if have.filter_subjects.is_empty() {
-            have.filter_subject.clone()
-        } else {
-            have.filter_subjects.join(" ")
+        if !self.terms.widen {
+            let (have, want) = (filters(have), self.terms.filters.join(" "));
+            compare("filter_subject", true, have.join(" "), want);
+        }
+        let pinned = have.priority_policy == PriorityPolicy::PinnedClient
+            && have.priority_groups.iter().any(|group| group == HOLDER);
+        let only = |one: bool| {
+            if one {
+                "one client at a time"
+            } else {
+                "any client"
+            }
         };
-        compare("filter_subject", true, filters, self.filter.clone());
+        let want = only(self.terms.pinned).to_owned();
+        compare("delivery", true, only(pinned).to_owned(), want);
         compare(
             "headers_only",
             true,
@@ -240,23 +426,37 @@ impl Durable {
             "ack_wait",
             false,
             format!("{:?}", have.ack_wait),
-            format!("{ACK_WAIT:?}"),
+            format!("{:?}", self.terms.ack_wait),
         );
         compare(
             "max_deliver",
             false,
             have.max_deliver.to_string(),
-            MAX_DELIVER.to_string(),
+            self.terms.max_deliver.to_string(),
         );
         let pending = have.max_ack_pending.to_string();
         compare(
             "max_ack_pending",
             false,
             pending,
-            MAX_ACK_PENDING.to_string(),
+            self.terms.max_ack_pending.to_string(),
         );
         differences
     }
+}
+
+/// Whether a filter lets every event of a shard, or of all, through.
+fn is_everything(filter: &str) -> bool {
+    filter.ends_with(".*.*") || filter.ends_with('>')
+}
+
+/// What a consumer selects; nothing means everything.
+fn filters(config: &consumer::Config) -> Vec<String> {
+    let mut filters = config.filter_subjects.clone();
+    if filters.is_empty() && !config.filter_subject.is_empty() {
+        filters.push(config.filter_subject.clone());
+    }
+    filters
 }
 
 #[cfg(test)]
@@ -280,7 +480,7 @@ mod tests {
         let durable = durable();
         assert_eq!(durable.stream, "DISCORD_EVENTS");
         assert_eq!(
-            durable.filter,
+            durable.terms.filters.join(" "),
             "discord.shard.*.events.*.INTERACTION_CREATE"
         );
     }

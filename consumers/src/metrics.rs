@@ -28,9 +28,65 @@ impl EncodeLabelValue for Outcome {
     }
 }
 
+/// What became of one attempt at an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EventOutcome {
+    Handled,
+    /// The handler says it need not be handled.
+    Discarded,
+    /// No handler here.
+    Unhandled,
+    /// Failed, or not yet; there will be another attempt.
+    Retried,
+    /// In the dead-letter stream.
+    Dead,
+    /// No event of ours.
+    Foreign,
+    /// Delivered again although it was done: its acknowledgement was lost.
+    Repeated,
+}
+
+impl EncodeLabelValue for EventOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Handled => "handled",
+            Self::Discarded => "discarded",
+            Self::Unhandled => "unhandled",
+            Self::Retried => "retried",
+            Self::Dead => "dead",
+            Self::Foreign => "foreign",
+            Self::Repeated => "repeated",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// The consumer's name is the program's, so there are few.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    consumer: String,
+    outcome: EventOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConsumerLabels {
+    consumer: String,
+}
+
+/// Counts something in a gauge while it lives.
+#[derive(Debug)]
+pub(crate) struct InFlight(Gauge<i64, AtomicI64>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// The instruments of one worker.
 #[derive(Debug)]
 pub(crate) struct Metrics {
+    events: EventMetrics,
     registry: Registry,
     interactions: Family<Labels, Counter>,
     in_flight: Gauge<i64, AtomicI64>,
@@ -41,9 +97,52 @@ pub(crate) struct Metrics {
     nats_connections: Counter,
 }
 
+#[derive(Debug, Default)]
+struct EventMetrics {
+    outcomes: Family<EventLabels, Counter>,
+    in_flight: Gauge<i64, AtomicI64>,
+    undecodable: Family<ConsumerLabels, Counter>,
+    backlog: Family<ConsumerLabels, Gauge<i64, AtomicI64>>,
+    held: Family<ConsumerLabels, Gauge<i64, AtomicI64>>,
+    taken: Family<ConsumerLabels, Counter>,
+}
+
+impl EventMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "events",
+            "Attempts at events by what became of them",
+            self.outcomes.clone(),
+        );
+        registry.register(
+            "events_in_flight",
+            "Events being handled",
+            self.in_flight.clone(),
+        );
+        registry.register(
+            "events_undecodable",
+            "Frames that are not the typed event their handler takes",
+            self.undecodable.clone(),
+        );
+        registry.register(
+            "events_backlog",
+            "Events that wait in the stream for the shared consumer",
+            self.backlog.clone(),
+        );
+        registry.register("shards_held", "Shards this worker holds", self.held.clone());
+        registry.register(
+            "shards_taken",
+            "Times this worker took a shard",
+            self.taken.clone(),
+        );
+    }
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("consumers");
+        let events = EventMetrics::default();
+        events.register(&mut registry);
         let interactions = Family::<Labels, Counter>::default();
         registry.register(
             "interactions",
@@ -79,6 +178,7 @@ impl Metrics {
         let help = "Connections made to NATS";
         registry.register("nats_connections", help, nats_connections.clone());
         Self {
+            events,
             registry,
             interactions,
             in_flight,
@@ -88,6 +188,34 @@ impl Metrics {
             pull_errors,
             nats_connections,
         }
+    }
+
+    pub(crate) fn event_started(&self) -> InFlight {
+        self.events.in_flight.inc();
+        InFlight(self.events.in_flight.clone())
+    }
+
+    pub(crate) fn event(&self, consumer: &str, outcome: EventOutcome) {
+        let consumer = consumer.to_owned();
+        let labels = EventLabels { consumer, outcome };
+        self.events.outcomes.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn event_undecodable(&self, consumer: &str) {
+        self.events.undecodable.get_or_create(&of(consumer)).inc();
+    }
+
+    pub(crate) fn backlog(&self, consumer: &str, events: u64) {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        self.events.backlog.get_or_create(&of(consumer)).set(events);
+    }
+
+    /// Counts a shard as held while the answer lives.
+    pub(crate) fn shard_taken(&self, consumer: &str) -> InFlight {
+        self.events.taken.get_or_create(&of(consumer)).inc();
+        let held = self.events.held.get_or_create(&of(consumer)).clone();
+        held.inc();
+        InFlight(held)
     }
 
     pub(crate) fn arrived(&self, age: Duration) {
@@ -132,6 +260,11 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+fn of(consumer: &str) -> ConsumerLabels {
+    let consumer = consumer.to_owned();
+    ConsumerLabels { consumer }
 }
 
 #[cfg(test)]

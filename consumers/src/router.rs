@@ -11,6 +11,7 @@ use twilight_model::application::interaction::Interaction;
 
 use crate::commands::Definition;
 use crate::context::Context;
+use crate::events::Events;
 use crate::interaction;
 use crate::response::Response;
 
@@ -41,9 +42,10 @@ where
     }
 }
 
-/// Commands with their handlers.
+/// Commands and events with their handlers.
 #[derive(Clone, Default)]
 pub struct Router {
+    pub(crate) events: Vec<Events>,
     /// By type and name: Discord allows one name once per type of command.
     commands: BTreeMap<(u8, String), (Definition, Arc<dyn Handler>)>,
 }
@@ -69,9 +71,26 @@ impl Router {
         self
     }
 
+    /// Adds events, which come from a durable consumer of their own: interactions never wait for
+    /// them. A router may have several, of either mode, with different names.
+    ///
+    /// # Panics
+    /// When there are events of this name already: two sets of handlers would take each other's.
+    #[must_use]
+    pub fn events(mut self, events: Events) -> Self {
+        let taken = self.events.iter().any(|other| other.name == events.name);
+        assert!(!taken, "the events {:?} are added twice", events.name);
+        self.events.push(events);
+        self
+    }
+
     /// What the commands look like to Discord.
     pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
         self.commands.values().map(|(definition, _)| definition)
+    }
+
+    pub(crate) fn has_commands(&self) -> bool {
+        !self.commands.is_empty()
     }
 
     /// The handler of the command an interaction asks for.
@@ -84,7 +103,10 @@ impl Router {
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.commands.keys()).finish()
+        f.debug_struct("Router")
+            .field("commands", &self.commands.keys())
+            .field("events", &self.events)
+            .finish()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is known of the shards: a copy of the fleet's shard records, kept up to date by watching
 //! their bucket. Without the bucket (no proxy has run yet) everything is simply unknown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,15 +44,18 @@ impl Shards {
     /// What is known of the shard with this number, which delivered an event of `guild`.
     pub(crate) fn info(&self, id: u32, guild: Option<GuildId>) -> ShardInfo {
         let records = self.lock();
+        // Ordered by number, then count; no sharding with this number is smaller.
+        let first = ShardId::new(id, id.saturating_add(1)).ok();
+        let of_number = first
+            .into_iter()
+            .flat_map(|first| records.range(first..))
+            .take_while(|(shard, _)| shard.id() == id);
         // Two shardings stand side by side during a reshard. The one that places the guild on this
         // shard is the event's; if that does not decide it, the one that changed last.
-        let record = records
-            .values()
-            .filter(|record| record.shard.id() == id)
-            .max_by_key(|record| {
-                let places = guild.is_some_and(|guild| guild.shard(record.shard.count()) == id);
-                (record.state.is_ready(), places, record.changed_at_unix_ms)
-            });
+        let record = of_number.map(|(_, record)| record).max_by_key(|record| {
+            let places = guild.is_some_and(|guild| guild.shard(record.shard.count()) == id);
+            (record.state.is_ready(), places, record.changed_at_unix_ms)
+        });
         ShardInfo {
             id,
             total: record.map(|record| record.shard.count()),
@@ -61,6 +64,23 @@ impl Shards {
                 .and_then(|record| record.latency_ms)
                 .and_then(milliseconds),
         }
+    }
+
+    /// The numbers of all shards there are records of.
+    pub(crate) fn numbers(&self) -> BTreeSet<u32> {
+        self.lock().keys().map(|shard| shard.id()).collect()
+    }
+
+    /// Everything that is known.
+    pub(crate) fn records(&self) -> Vec<ShardRecord> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Shard counts of the shardings that have a shard of this number.
+    pub(crate) fn counts(&self, id: u32) -> Vec<u32> {
+        let records = self.lock();
+        let same = records.keys().filter(|shard| shard.id() == id);
+        same.map(|shard| shard.count()).collect()
     }
 
     /// Follows the bucket until dropped.
@@ -183,6 +203,19 @@ mod tests {
         let info = shards([record(3, 16, ShardState::Ready, 1)]).info(3, None);
         assert_eq!(info.total, Some(16));
         assert_eq!(info.latency, Some(Duration::from_micros(41_500)));
+    }
+
+    #[test]
+    fn the_shardings_of_a_shard_are_its_counts() {
+        let state = ShardState::Ready;
+        let shards = shards([
+            record(1, 4, state, 1),
+            record(1, 8, state, 1),
+            record(2, 4, state, 1),
+        ]);
+        assert_eq!(shards.counts(1), [4, 8]);
+        assert!(shards.counts(9).is_empty());
+        assert_eq!(shards.records().len(), 3);
     }
 
     #[test]

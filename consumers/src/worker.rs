@@ -1,11 +1,15 @@
-//! A command worker: connects, registers its commands, opens its durable consumers and answers
-//! interactions until it is stopped. Several workers share the consumers; each interaction goes to
-//! one of them.
+//! A worker: connects, registers its commands, opens its durable consumers, answers interactions and
+//! handles events until it is stopped. Several workers share the consumers; each interaction and
+//! each event goes to one of them.
 
+mod attempt;
 mod delivery;
+mod event_pool;
+mod events;
 mod outcome;
 mod pool;
 mod pull;
+mod settle;
 mod shared;
 
 use std::net::SocketAddr;
@@ -17,9 +21,13 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+pub(crate) use attempt::attempt;
+use event_pool::EventPool;
 pub(crate) use outcome::Outcome;
 use pool::Pool;
-use shared::{Shared, Warnings};
+pub(crate) use settle::{Settled, settle, tell};
+pub(crate) use shared::Shared;
+use shared::Warnings;
 
 use crate::admin::{self, Admin};
 use crate::commands::register;
@@ -62,6 +70,7 @@ impl Worker {
     /// [`Fatal`] says what is wrong and which exit code belongs to it.
     pub async fn start(self) -> Result<Running, Fatal> {
         let Self { config, router } = self;
+        event_pool::check(&router.events, &config)?;
         let started = Instant::now();
         let deadline = started + config.startup_timeout;
         let worker = WorkerInfo::new(config.worker_id.as_str().into(), started.into_std());
@@ -80,11 +89,20 @@ impl Worker {
         status.set_connected(true);
         status.advance(Phase::Starting(Step::Commands));
         let rest = Rest::new(&config.api, &config.token);
-        let registered = register(&rest, router.definitions(), deadline).await?;
-        let (written, unchanged) = (registered.written, registered.unchanged);
-        tracing::info!(written, unchanged, "commands are registered");
+        // Without commands of its own it would take interactions from those who have some.
+        let interactions = router.has_commands() || router.events.is_empty();
+        if interactions {
+            let registered = register(&rest, router.definitions(), deadline).await?;
+            let (written, unchanged) = (registered.written, registered.unchanged);
+            tracing::info!(written, unchanged, "commands are registered");
+        }
         status.advance(Phase::Starting(Step::Consumer));
-        let opened = open_all(&config, &link, deadline).await?;
+        let opened = match interactions {
+            true => open_all(&config, &link, deadline).await?,
+            false => Vec::new(),
+        };
+        let events = event_pool::open_all(&router.events, &config, &link, deadline).await?;
+        let event_streams = config.event_streams;
 
         let shards = Shards::default();
         let prefix = config.prefix.clone();
@@ -101,13 +119,15 @@ impl Worker {
             warnings: Warnings::default(),
         });
         let pool = Pool::start(&shared, opened, config.concurrency);
+        let events = EventPool::start(&shared, events, event_streams);
         shared.status.advance(Phase::Running);
-        tracing::info!(took = ?started.elapsed(), "answering interactions");
+        tracing::info!(took = ?started.elapsed(), interactions, "running");
         Ok(Running {
             http_address,
             shared,
             grace_period: config.grace_period,
             pool,
+            events,
             closed,
             admin,
             background: [watching, following],
@@ -123,7 +143,7 @@ async fn open_all(
     let durables = Durable::all(&config.prefix, config.event_streams, &config.consumer);
     let mut opened = Vec::with_capacity(durables.len());
     for durable in durables {
-        let consumer = open(&durable, link, deadline).await?;
+        let consumer = open(&durable, link, deadline, DeliverPolicy::New).await?;
         opened.push((durable, consumer));
     }
     Ok(opened)
@@ -136,6 +156,7 @@ pub struct Running {
     shared: Arc<Shared>,
     grace_period: Duration,
     pool: Pool,
+    events: EventPool,
     closed: CancellationToken,
     admin: AbortOnDropHandle<()>,
     background: [AbortOnDropHandle<()>; 2],
@@ -154,11 +175,22 @@ impl Running {
         &self.shared.worker.id
     }
 
+    /// Takes no more events until [`Running::resume`]; those in flight are finished, and other
+    /// workers go on. Interactions are still answered: nobody could answer them later.
+    pub fn pause(&self) {
+        self.events.set_paused(true);
+    }
+
+    /// Goes on taking events after [`Running::pause`].
+    pub fn resume(&self) {
+        self.events.set_paused(false);
+    }
+
     /// Stops pulling, finishes and acknowledges what is in flight within the grace period, ends.
     pub async fn stop(self) {
         let limit = Instant::now() + self.grace_period;
         self.shared.status.advance(Phase::Stopping);
-        self.pool.stop(limit).await;
+        tokio::join!(self.pool.stop(limit), self.events.stop(limit));
         match timeout(FLUSH_TIMEOUT, self.shared.link.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last acknowledgements may be lost"),
@@ -174,9 +206,14 @@ impl Running {
 }
 
 /// Opens a durable at the start, waiting for its stream until `deadline`.
-async fn open(durable: &Durable, link: &Link, deadline: Instant) -> Result<PullConsumer, Fatal> {
+async fn open(
+    durable: &Durable,
+    link: &Link,
+    deadline: Instant,
+    start: DeliverPolicy,
+) -> Result<PullConsumer, Fatal> {
     loop {
-        let opening = durable.open(&link.jetstream, DeliverPolicy::New);
+        let opening = durable.open(&link.jetstream, start);
         let error = match timeout_at(deadline, opening).await {
             Ok(Ok((consumer, how))) => {
                 let made = how == Opened::Created;

@@ -7,6 +7,10 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+mod snowflake;
+
+pub use snowflake::{Snowflake, SnowflakeError};
+
 /// A guild's snowflake: any 64-bit number but 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuildId(NonZeroU64);

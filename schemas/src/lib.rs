@@ -6,6 +6,7 @@
 //! `…_unix_ms`; events and HTTP answers, which people read, carry RFC 3339 texts ([`Timestamp`]).
 
 pub mod control;
+pub mod directory;
 pub mod event;
 pub mod fleet;
 pub mod health;
@@ -14,8 +15,14 @@ pub mod intents;
 pub mod message;
 pub mod subject;
 pub mod timestamp;
+pub mod workers;
 
 pub use control::{CommandOp, CommandReply, CommandStatus, FleetVerb, GatewayCommand};
+pub use directory::{
+    DirectoryInstance, DirectoryKey, DirectoryStats, GuildEntry, GuildInfo, GuildPage,
+    GuildsRequest, QueryKind, ShardLine, ShardPage, ShardPosition, ShardsRequest, UserInfo,
+    UserKey,
+};
 pub use event::{
     Dispatch, EventKind, EventName, GapReason, ProxyEvent, ProxyEventKind, ProxyGap, ProxyReshard,
     ProxyShard,
@@ -25,8 +32,9 @@ pub use fleet::{
     ShardState,
 };
 pub use health::{ClusterState, Health, Readiness};
-pub use ids::{GuildId, IdError, ProxyId, ShardId};
+pub use ids::{GuildId, IdError, ProxyId, ShardId, Snowflake};
 pub use intents::{Intents, IntentsError};
 pub use message::{MessageId, MessageIdError};
 pub use subject::{Prefix, PrefixError, Subject, SubjectError};
 pub use timestamp::Timestamp;
+pub use workers::{ShardClaim, WorkerGroup, WorkerMember, WorkersKey};

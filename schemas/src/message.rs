@@ -16,11 +16,23 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const DEAD_REASON: &str = "Dead-Reason";
 /// Subject the event had, on messages of the dead-letter stream.
 pub const DEAD_SUBJECT: &str = "Dead-Subject";
+/// The event's own [`NATS_MSG_ID`], on messages of the dead-letter stream: there that header begins
+/// with the consumer's name, since several may give up on the same event.
+pub const DEAD_MESSAGE_ID: &str = "Dead-Message-Id";
+/// How often the event was delivered, on messages of the dead-letter stream.
+pub const DEAD_DELIVERIES: &str = "Dead-Deliveries";
+/// Place the event has in its stream, `<stream>@<sequence>`, on messages of the dead-letter stream.
+pub const DEAD_PLACE: &str = "Dead-Place";
 
 /// Set by a NATS service that answers with an error: the text (NATS micro, ADR-32).
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 /// Set by a NATS service that answers with an error: the number (NATS micro, ADR-32).
 pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
+
+/// What was done to a key of a KV bucket (NATS, ADR-8); absent on a value.
+pub const KV_OPERATION: &str = "KV-Operation";
+/// [`KV_OPERATION`] of a key that was deleted.
+pub const KV_DELETED: &str = "DEL";
 
 /// Set by JetStream on the live feed: the stream an event is stored in.
 pub const LIVE_STREAM: &str = "Nats-Stream";

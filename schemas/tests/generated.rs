@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use catalogue::{DOCUMENTS, Document};
 use ordered::Ordered;
-use schemas::{FleetKey, Prefix, Subject, Timestamp};
+use schemas::{DirectoryKey, FleetKey, Prefix, Subject, Timestamp, UserKey, WorkersKey};
 use serde_json::Value;
 
 fn directory(name: &str) -> PathBuf {
@@ -233,18 +233,31 @@ fn the_addresses_in_the_asyncapi_document_are_all_that_the_types_build() {
     let addresses = sample_addresses(&asyncapi());
     let mut subjects = HashSet::new();
     let mut keys = HashSet::new();
+    let mut directory_keys = HashSet::new();
+    let mut workers_keys = HashSet::new();
     for address in &addresses {
         if let Some(key) = address.strip_prefix("$KV.discord_fleet.") {
             let key: FleetKey = key.parse().unwrap();
             assert_eq!(&key.subject(&prefix), address);
             keys.insert(discriminant(&key));
+        } else if let Some(key) = address.strip_prefix("$KV.discord_directory.") {
+            let key: DirectoryKey = key.parse().unwrap();
+            assert_eq!(&key.subject(&prefix), address);
+            directory_keys.insert(discriminant(&key));
+        } else if let Some(key) = address.strip_prefix("$KV.discord_workers.") {
+            let key: WorkersKey = key.parse().unwrap();
+            assert_eq!(&key.subject(&prefix), address);
+            workers_keys.insert(discriminant(&key));
+        } else if let Some(key) = address.strip_prefix("$KV.discord_users.") {
+            let id = asyncapi::sample("id").parse().unwrap();
+            assert_eq!(UserKey(id).to_string(), key);
         } else {
             subjects.insert(discriminant(&Subject::parse(&prefix, address).unwrap()));
         }
     }
     assert_eq!(
-        (subjects.len(), keys.len()),
-        (9, 5),
+        (subjects.len(), keys.len(), directory_keys.len(), workers_keys.len()),
+        (9, 5, 3, 3),
         "a kind is missing in {addresses:?}"
     );
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::{AckKind, Message};
-use schemas::{Subject, message::NATS_MSG_ID};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
@@ -13,7 +12,7 @@ use twilight_model::application::interaction::Interaction;
 
 use super::outcome::Outcome;
 use super::shared::Shared;
-use crate::context::{Context, Event};
+use crate::context::Context;
 use crate::durable::{ACK_WAIT, MAX_DELIVER};
 use crate::interaction::{Freshness, InteractionEvent, RESPONSE_WINDOW, created_ms, freshness};
 use crate::response::Response;
@@ -177,51 +176,17 @@ fn judge(
     }
 }
 
+/// What the handler of an interaction is told: its age is that of the interaction.
 fn context(
     shared: &Shared,
     message: &Message,
     event: &InteractionEvent,
     age: Duration,
 ) -> Result<Context, schemas::SubjectError> {
-    let subject = Subject::parse(&shared.prefix, &message.subject)?;
-    let Subject::Event { shard, guild, .. } = subject else {
-        let text = message.subject.to_string();
-        return Err(schemas::SubjectError {
-            text,
-            prefix: shared.prefix.clone(),
-        });
-    };
-    let info = message.info().ok();
-    let deliveries = info
-        .as_ref()
-        .map_or(1, |info| u64::try_from(info.delivered).unwrap_or(1));
-    // Every event of the proxy has the header; a message somebody stored by hand is told from
-    // others by its place in the stream.
-    let stated = message
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get(NATS_MSG_ID));
-    let message_id = stated.map(ToString::to_string).unwrap_or_else(|| {
-        let place = info
-            .as_ref()
-            .map(|info| (info.stream, info.stream_sequence));
-        place.map_or_else(String::new, |(stream, sequence)| {
-            format!("{stream}@{sequence}")
-        })
-    });
-    Ok(Context {
-        event: Event {
-            frame: event.frame.clone(),
-            seq: event.seq,
-            guild,
-            deliveries,
-        },
-        shard: shared.shards.info(shard, guild),
-        message_id: message_id.into(),
-        age,
-        worker: shared.worker.clone(),
-        rest: Arc::clone(shared.rest.api()),
-    })
+    let mut context = shared.context(message)?;
+    context.event.seq = event.seq;
+    context.age = age;
+    Ok(context)
 }
 
 /// Why a handler has no answer.

@@ -1,12 +1,16 @@
 //! What all deliveries of a worker share.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use schemas::Prefix;
+use async_nats::jetstream::Message;
+use schemas::message::NATS_MSG_ID;
+use schemas::{MessageId, Prefix, Subject, SubjectError};
 
-use crate::context::WorkerInfo;
+use crate::context::{Context, Event, WorkerInfo};
 use crate::metrics::Metrics;
 use crate::nats::Link;
+use crate::query::Directory;
 use crate::rest::Rest;
 use crate::router::Router;
 use crate::shards::Shards;
@@ -31,4 +35,54 @@ pub(crate) struct Shared {
 pub(crate) struct Warnings {
     pub(crate) stale: Throttle,
     pub(crate) undecodable: Throttle,
+    pub(crate) dead: Throttle,
+}
+
+impl Shared {
+    /// Everything a handler is told about a stored message.
+    pub(crate) fn context(&self, message: &Message) -> Result<Context, SubjectError> {
+        let foreign = || SubjectError {
+            text: message.subject.to_string(),
+            prefix: self.prefix.clone(),
+        };
+        let Subject::Event {
+            shard,
+            guild,
+            event,
+        } = Subject::parse(&self.prefix, &message.subject)?
+        else {
+            return Err(foreign());
+        };
+        let info = message.info().map_err(|_| foreign())?;
+        // Every event of the proxy has the header; a message somebody stored by hand is told from
+        // others by its place in the stream.
+        let headers = message.headers.as_ref();
+        let stated = headers.and_then(|headers| headers.get(NATS_MSG_ID));
+        let message_id = stated.map_or_else(
+            || format!("{}@{}", info.stream, info.stream_sequence),
+            ToString::to_string,
+        );
+        let dispatch = MessageId::parse(&message_id).ok();
+        let dispatch = dispatch.filter(|id| id.synthetic.is_none());
+        let seq = dispatch.map(|id| id.seq);
+        let age = SystemTime::now()
+            .duration_since(SystemTime::from(info.published))
+            .unwrap_or(Duration::ZERO);
+        Ok(Context {
+            event: Event {
+                name: event.into(),
+                frame: message.payload.clone(),
+                seq,
+                guild,
+                sequence: info.stream_sequence,
+                deliveries: u64::try_from(info.delivered).unwrap_or(1),
+            },
+            shard: self.shards.info(shard, guild),
+            message_id: message_id.into(),
+            age,
+            worker: self.worker.clone(),
+            rest: Arc::clone(self.rest.api()),
+            directory: Directory::new(self.link.client.clone(), self.prefix.clone()),
+        })
+    }
 }

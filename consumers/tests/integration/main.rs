@@ -3,12 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod delivery;
+mod directory;
+mod event_world;
 mod fake_discord;
 mod feed;
+mod lookup;
+mod ordered_events;
 mod process;
+mod proxy;
 mod registration;
 mod resilience;
 mod rest;
 mod shards;
+mod shared_events;
 mod simulator;
 mod world;

@@ -214,7 +214,7 @@ async fn a_signal_during_the_start_ends_with_0() {
     let world = World::without_stream().await;
     let mut child = program_of(&world).spawn().unwrap();
     until("the start to wait for its stream", async || {
-        (world.discord.commands().len() == 2).then_some(())
+        (world.discord.commands().len() == 5).then_some(())
     })
     .await;
     signal(&child, "-TERM");

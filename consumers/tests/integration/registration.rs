@@ -16,23 +16,23 @@ async fn commands_are_registered_once_and_only_what_differs_is_written_later() {
         "id": "1", "type": 1, "name": "other", "description": "Of another worker", "version": "1",
     }));
     drop(world.worker(commands::router()).await);
-    assert_eq!(world.discord.command_writes(), ["info", "ping"]);
+    assert_eq!(world.discord.command_writes(), ["find", "info", "ping", "shards", "stats"]);
     drop(world.worker(commands::router()).await);
     assert_eq!(
         world.discord.command_writes().len(),
-        2,
+        5,
         "nothing differs, nothing is written"
     );
     let changed = Definition::chat_input("ping", "Another description");
     drop(world.worker(Router::new().command(changed, answer)).await);
-    assert_eq!(world.discord.command_writes(), ["info", "ping", "ping"]);
+    assert_eq!(world.discord.command_writes(), ["find", "info", "ping", "shards", "stats", "ping"]);
     let names: Vec<_> = world
         .discord
         .commands()
         .iter()
         .map(|command| command["name"].clone())
         .collect();
-    assert_eq!(names, ["other", "info", "ping"]);
+    assert_eq!(names, ["other", "find", "info", "ping", "shards", "stats"]);
 }
 
 #[tokio::test]
@@ -43,10 +43,10 @@ async fn workers_that_start_together_do_not_fight() {
         world.worker(commands::router())
     );
     drop((first, second));
-    assert_eq!(world.discord.commands().len(), 2);
+    assert_eq!(world.discord.commands().len(), 5);
     let writes = world.discord.command_writes().len();
     assert!(
-        writes <= 4,
+        writes <= 10,
         "each worker writes each command at most once: {writes}"
     );
     drop(world.worker(commands::router()).await);

@@ -88,7 +88,7 @@ async fn a_worker_waits_for_its_stream() {
     let world = World::without_stream().await;
     let (worker, ()) = tokio::join!(world.worker(commands::router()), async {
         until("the commands to be registered", async || {
-            (world.discord.commands().len() == 2).then_some(())
+            (world.discord.commands().len() == 5).then_some(())
         })
         .await;
         world.create_stream(None).await;

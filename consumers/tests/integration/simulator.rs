@@ -34,9 +34,9 @@ async fn commands_are_registered_once_within_the_rules() {
             .await
             .unwrap(),
     );
-    assert_eq!(requests(), 4, "the application, the list and two commands");
+    assert_eq!(requests(), 7, "the application, the list and five commands");
     drop(world.try_worker(commands::router(), options).await.unwrap());
-    assert_eq!(requests(), 6, "the application and the list");
+    assert_eq!(requests(), 9, "the application and the list");
     assert_eq!(simulator.stats().violations, 0);
 }
 
@@ -52,7 +52,7 @@ async fn registration_waits_for_a_discord_that_is_busy() {
         });
     }
     drop(world.try_worker(commands::router(), options).await.unwrap());
-    assert_eq!(simulator.stats().rest_requests, 7);
+    assert_eq!(simulator.stats().rest_requests, 10);
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ impl World {
         stored.await.unwrap();
     }
 
-    fn snowflake(&self, age: Duration) -> u64 {
+    pub(crate) fn snowflake(&self, age: Duration) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - age;
         let increment = self.sequence.fetch_add(1, Ordering::Relaxed) & 0xfff;
         ((now.as_millis() as u64 - DISCORD_EPOCH_MS) << 22) | increment

@@ -46,6 +46,36 @@ impl Prefix {
         format!("{}_fleet", self.0)
     }
 
+    /// Name of the KV bucket of the directory: `discord_directory`.
+    #[must_use]
+    pub fn directory_bucket(&self) -> String {
+        format!("{}_directory", self.0)
+    }
+
+    /// Name of the KV bucket of users the directory has seen: `discord_users`.
+    #[must_use]
+    pub fn users_bucket(&self) -> String {
+        format!("{}_users", self.0)
+    }
+
+    /// Subjects of one event of one shard: `discord.shard.7.events.*.GUILD_CREATE`.
+    #[must_use]
+    pub fn event_of_shard(&self, shard: u32, event: &str) -> String {
+        format!("{}.shard.{shard}.events.*.{}", self.0, EventToken(event))
+    }
+
+    /// Subject that a service answers a query by id on: `discord.query.guild.*`.
+    #[must_use]
+    pub fn query_by_any_id(&self, what: &str) -> String {
+        format!("{}.query.{what}.*", self.0)
+    }
+
+    /// Subject of the commands of all guilds: `discord.guild.*.commands`.
+    #[must_use]
+    pub fn all_guild_commands(&self) -> String {
+        format!("{}.guild.*.commands", self.0)
+    }
+
     /// Subjects of all shards' events: `discord.shard.*.events.*.*`.
     #[must_use]
     pub fn all_events(&self) -> String {
@@ -122,6 +152,14 @@ mod tests {
         assert_eq!(prefix.event_stream(Some(3)), "MYBOT_EVENTS_3");
         assert_eq!(prefix.dead_stream(), "MYBOT_DEAD");
         assert_eq!(prefix.fleet_bucket(), "mybot_fleet");
+        assert_eq!(prefix.directory_bucket(), "mybot_directory");
+        assert_eq!(prefix.users_bucket(), "mybot_users");
+        assert_eq!(
+            prefix.event_of_shard(7, "READY"),
+            "mybot.shard.7.events.*.READY"
+        );
+        assert_eq!(prefix.query_by_any_id("guild"), "mybot.query.guild.*");
+        assert_eq!(prefix.all_guild_commands(), "mybot.guild.*.commands");
         assert_eq!(prefix.all_events(), "mybot.shard.*.events.*.*");
         assert_eq!(prefix.shard_events(3), "mybot.shard.3.events.*.*");
         assert_eq!(

@@ -51,6 +51,8 @@ pub(crate) fn sample(parameter: &str) -> &'static str {
         "topic" => "cache",
         "consumer" => "commands",
         "proxy" => "proxy-1",
+        "instance" => "directory-1",
+        "member" => "host-17-18c2f0a1",
         other => panic!("the parameter {other} has no sample"),
     }
 }
@@ -83,6 +85,8 @@ fn parameters() -> Value {
         "topic": described("topic", "One or more tokens, chosen by the sender."),
         "consumer": described("consumer", "Name of the durable consumer that gave the event up."),
         "proxy": described("proxy", "Name of the proxy in the fleet."),
+        "member": described("member", "One life of one worker."),
+        "instance": described("instance", "Name of the directory's process."),
     })
 }
 
@@ -158,12 +162,17 @@ fn channels() -> Value {
         "query": channel(
             Some("discord.query.{what}"),
             "Questions to the directory about the whole bot: stats, guilds, shards.",
-            &["Query"],
+            &["Query", "GuildsRequest", "ShardsRequest"],
         ),
         "queryById": channel(
             Some("discord.query.{what}.{id}"),
             "Questions to the directory about one guild or user.",
             &["Query"],
+        ),
+        "queryReplies": channel(
+            None,
+            "Inboxes of those who asked the directory; errors come in the service error headers.",
+            &["DirectoryStats", "GuildPage", "ShardPage", "GuildInfo", "UserInfo"],
         ),
         "broadcast": channel(
             Some("discord.broadcast.{topic}"),
@@ -189,6 +198,9 @@ fn channels() -> Value {
     for (name, key, value, summary) in KEYS {
         let address = format!("$KV.discord_fleet.{key}");
         channels[name] = channel(Some(&address), summary, &[value]);
+    }
+    for (name, address, value, summary) in DIRECTORY_KEYS.into_iter().chain(WORKERS_KEYS) {
+        channels[name] = channel(Some(address), summary, &[value]);
     }
     channels
 }
@@ -219,6 +231,56 @@ const KEYS: [(&str, &str, &str, &str); 5] = [
         "identify",
         "IdentifyState",
         "What keeps a new coordinator from granting twice.",
+    ),
+];
+
+/// Channel, address, value, and what it is for: written by the directory, not by proxies.
+const DIRECTORY_KEYS: [(&str, &str, &str, &str); 4] = [
+    (
+        "kvDirectoryGuild",
+        "$KV.discord_directory.guild.{guild}",
+        "GuildEntry",
+        "What the directory knows of a guild.",
+    ),
+    (
+        "kvDirectoryPosition",
+        "$KV.discord_directory.position.{shard}",
+        "ShardPosition",
+        "How far the directory has read a shard's events, and which instance reads them.",
+    ),
+    (
+        "kvDirectoryInstance",
+        "$KV.discord_directory.instance.{instance}",
+        "DirectoryInstance",
+        "Heartbeat of an instance of the directory; ends with its TTL.",
+    ),
+    (
+        "kvUser",
+        "$KV.discord_users.user.{id}",
+        "UserInfo",
+        "A user the directory has seen, if the operator wants them kept.",
+    ),
+];
+
+/// Channel, address, value, and what it is for: written by workers that hold shards.
+const WORKERS_KEYS: [(&str, &str, &str, &str); 3] = [
+    (
+        "kvWorkerGroup",
+        "$KV.discord_workers.{consumer}.begin",
+        "WorkerGroup",
+        "Where the events of workers that hold shards begin.",
+    ),
+    (
+        "kvWorkerMember",
+        "$KV.discord_workers.{consumer}.member.{member}",
+        "WorkerMember",
+        "Heartbeat of a worker that holds shards; ends with its TTL.",
+    ),
+    (
+        "kvShardClaim",
+        "$KV.discord_workers.{consumer}.shard.{shard}",
+        "ShardClaim",
+        "Which worker holds a shard.",
     ),
 ];
 
@@ -388,6 +450,9 @@ fn schemas() -> Value {
     let dead = [
         (message::DEAD_REASON, "Why it was given up, for people."),
         (message::DEAD_SUBJECT, "Subject it had."),
+        (message::DEAD_MESSAGE_ID, "`Nats-Msg-Id` it had."),
+        (message::DEAD_DELIVERIES, "How often it was delivered."),
+        (message::DEAD_PLACE, "Its place, `<stream>@<sequence>`."),
     ];
     schemas.insert(
         "DeadHeaders".to_owned(),

@@ -6,9 +6,14 @@ use schemas::control::{
     DrainRequest, FleetReply, IdentifyReply, IdentifyRequest, MigrateRequest, ReshardRequest,
     RestartRequest, StateRequest,
 };
+use schemas::directory::{
+    DirectoryInstance, DirectoryStats, GuildEntry, GuildInfo, GuildPage, GuildsRequest, ShardPage,
+    ShardPosition, ShardsRequest, UserInfo,
+};
 use schemas::{
     ClusterState, CommandReply, Dispatch, GatewayCommand, Health, IdentifyState, Leader, Member,
-    Plan, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard, Readiness, ShardRecord,
+    Plan, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard, Readiness, ShardClaim, ShardRecord,
+    WorkerGroup, WorkerMember,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -76,6 +81,19 @@ pub(crate) const DOCUMENTS: &[Document] = &[
     document::<Health>("Health"),
     document::<Readiness>("Readiness"),
     document::<ClusterState>("ClusterState"),
+    document::<DirectoryStats>("DirectoryStats"),
+    document::<GuildsRequest>("GuildsRequest"),
+    document::<GuildPage>("GuildPage"),
+    document::<GuildInfo>("GuildInfo"),
+    document::<UserInfo>("UserInfo"),
+    document::<ShardsRequest>("ShardsRequest"),
+    document::<ShardPage>("ShardPage"),
+    document::<GuildEntry>("GuildEntry"),
+    document::<ShardPosition>("ShardPosition"),
+    document::<DirectoryInstance>("DirectoryInstance"),
+    document::<WorkerGroup>("WorkerGroup"),
+    document::<WorkerMember>("WorkerMember"),
+    document::<ShardClaim>("ShardClaim"),
 ];
 
 impl Document {

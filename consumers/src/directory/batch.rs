@@ -1,0 +1,265 @@
+//! What events change in the directory. Pure: a batch starts from what is stored, takes events in
+//! stream order, and yields the entries to write.
+//!
+//! Every entry carries the stream sequence of its last event, and no event at or below it is applied
+//! again. Entries and position can therefore be written one after the other: whatever was written
+//! before a crash, reading again from the older position leads to the same entries.
+
+use std::collections::BTreeMap;
+
+use schemas::{GuildEntry, GuildId, ShardId};
+
+use super::event::{Facts, GuildEvent};
+
+/// What is stored, as a batch sees it.
+pub(crate) trait Known {
+    /// The entry of a guild.
+    fn guild(&self, guild: GuildId) -> Option<GuildEntry>;
+    /// The guilds whose entries name the shard.
+    fn of_shard(&self, shard: u32) -> Vec<GuildId>;
+}
+
+/// Where an event stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At<'a> {
+    /// Shard whose subjects it is in.
+    pub(crate) shard: u32,
+    /// Which stream the sequence counts in.
+    pub(crate) stream: &'a str,
+    /// Its sequence there.
+    pub(crate) seq: u64,
+    /// When it was stored, Unix milliseconds.
+    pub(crate) unix_ms: u64,
+}
+
+/// What an event told besides the entries it changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// A guild that was described in full: whether the shard is the one the formula says can be
+    /// checked.
+    pub(crate) described: Option<GuildId>,
+    /// The sharding that a READY or a gap belongs to.
+    pub(crate) shard: Option<ShardId>,
+}
+
+/// Events of one shard on their way into the store.
+pub(crate) struct Batch<'k, K> {
+    known: &'k K,
+    // `None`: the entry is to be removed.
+    changed: BTreeMap<GuildId, Option<GuildEntry>>,
+}
+
+impl<'k, K: Known> Batch<'k, K> {
+    /// A batch on top of what is stored.
+    pub(crate) const fn new(known: &'k K) -> Self {
+        Self {
+            known,
+            changed: BTreeMap::new(),
+        }
+    }
+
+    /// The entries to write, or to remove where there is none.
+    pub(crate) fn into_changes(self) -> BTreeMap<GuildId, Option<GuildEntry>> {
+        self.changed
+    }
+
+    /// Applies an event, in the order of the stream.
+    pub(crate) fn apply(&mut self, at: At<'_>, event: GuildEvent) -> Told {
+        match event {
+            GuildEvent::Ready { shard, guilds } => {
+                self.ready(at, shard, &guilds);
+                return Told {
+                    shard,
+                    described: None,
+                };
+            }
+            GuildEvent::Gap { shard } => {
+                for guild in self.of_shard(at.shard) {
+                    self.change(at, guild, |entry| mark_stale(entry, at));
+                }
+                return Told {
+                    shard: Some(shard),
+                    described: None,
+                };
+            }
+            GuildEvent::Created(facts) => {
+                let guild = facts.id;
+                self.change(at, guild, |entry| {
+                    *entry = GuildEntry::stub(guild.into(), at.shard);
+                    adopt(entry, *facts);
+                    entry.available = true;
+                });
+                return Told {
+                    described: Some(guild),
+                    shard: None,
+                };
+            }
+            GuildEvent::Removed(guild) => self.remove(at, guild),
+            GuildEvent::Updated(facts) => {
+                self.change_known(at, facts.id, |entry| adopt(entry, *facts));
+            }
+            GuildEvent::Outage(guild) => self.change(at, guild, |entry| {
+                entry.available = false;
+                // Its GUILD_CREATE ends the outage; nothing can be asked before that. A guild that
+                // is known by its id only is better asked for at the REST API.
+                if entry.name.is_some() {
+                    entry.stale_since_unix_ms = None;
+                } else {
+                    mark_stale(entry, at);
+                }
+            }),
+            GuildEvent::Channel { guild, channel } => self.change_known(at, guild, |entry| {
+                entry.channels.insert(channel);
+            }),
+            GuildEvent::ChannelGone { guild, channel } => self.change_known(at, guild, |entry| {
+                entry.channels.remove(&channel);
+            }),
+            GuildEvent::Role { guild, role } => self.change_known(at, guild, |entry| {
+                entry.roles.insert(role);
+            }),
+            GuildEvent::RoleGone { guild, role } => self.change_known(at, guild, |entry| {
+                entry.roles.remove(&role);
+            }),
+            GuildEvent::Joined { guild } => self.change_known(at, guild, |entry| {
+                entry.member_count = entry.member_count.map(|count| count.saturating_add(1));
+            }),
+            GuildEvent::Left { guild } => self.change_known(at, guild, |entry| {
+                entry.member_count = entry.member_count.map(|count| count.saturating_sub(1));
+            }),
+            GuildEvent::Unreadable { guild } => {
+                self.change(at, guild, |entry| mark_stale(entry, at));
+            }
+        }
+        Told::default()
+    }
+
+    /// A new session: its list of guilds is complete, and each is unavailable until its
+    /// GUILD_CREATE comes.
+    fn ready(
+        &mut self,
+        at: At<'_>,
+        shard: Option<ShardId>,
+        listed: &std::collections::BTreeSet<GuildId>,
+    ) {
+        for guild in self.of_shard(at.shard) {
+            if listed.contains(&guild) {
+                continue;
+            }
+            // During a reshard entries of the other sharding name the same shard number; and
+            // without the count nobody can tell.
+            match shard {
+                Some(shard) if guild.shard(shard.count()) == at.shard => self.remove(at, guild),
+                Some(_) => {}
+                None => self.change(at, guild, |entry| mark_stale(entry, at)),
+            }
+        }
+        for guild in listed {
+            self.change(at, *guild, |entry| {
+                entry.available = false;
+                mark_stale(entry, at);
+            });
+        }
+    }
+
+    fn current(&self, guild: GuildId) -> Option<GuildEntry> {
+        match self.changed.get(&guild) {
+            Some(entry) => entry.clone(),
+            None => self.known.guild(guild),
+        }
+    }
+
+    fn of_shard(&self, shard: u32) -> Vec<GuildId> {
+        let mut guilds = self.known.of_shard(shard);
+        let added = self.changed.iter().filter_map(|(guild, entry)| {
+            entry
+                .as_ref()
+                .is_some_and(|entry| entry.shard == shard)
+                .then_some(*guild)
+        });
+        guilds.extend(added);
+        guilds.sort_unstable();
+        guilds.dedup();
+        guilds.retain(|guild| {
+            self.changed
+                .get(guild)
+                .is_none_or(|entry| entry.as_ref().is_some_and(|entry| entry.shard == shard))
+        });
+        guilds
+    }
+
+    /// Changes a guild's entry, which is made if there is none.
+    fn change(&mut self, at: At<'_>, guild: GuildId, change: impl FnOnce(&mut GuildEntry)) {
+        let mut entry = match self.current(guild) {
+            Some(entry) if !is_newer(at, &entry) => return,
+            Some(entry) => entry,
+            None => GuildEntry::stub(guild.into(), at.shard),
+        };
+        change(&mut entry);
+        entry.shard = at.shard;
+        at.stream.clone_into(&mut entry.stream);
+        entry.seq = at.seq;
+        self.changed.insert(guild, Some(entry));
+    }
+
+    /// The same for an event that says little: of a guild nobody has described, it tells that the
+    /// guild exists and must be asked for.
+    fn change_known(&mut self, at: At<'_>, guild: GuildId, change: impl FnOnce(&mut GuildEntry)) {
+        self.change(at, guild, |entry| {
+            if entry.name.is_none() {
+                entry.available = true;
+                mark_stale(entry, at);
+            }
+            change(entry);
+        });
+    }
+
+    fn remove(&mut self, at: At<'_>, guild: GuildId) {
+        if self
+            .current(guild)
+            .is_some_and(|entry| is_newer(at, &entry))
+        {
+            self.changed.insert(guild, None);
+        }
+    }
+}
+
+/// Whether the event is not in the entry yet. Sequences of different streams cannot be compared: a
+/// stream was made again, or the guild moved to a shard of another one.
+fn is_newer(at: At<'_>, entry: &GuildEntry) -> bool {
+    entry.stream != at.stream || at.seq > entry.seq
+}
+
+fn mark_stale(entry: &mut GuildEntry, at: At<'_>) {
+    entry.stale_since_unix_ms.get_or_insert(at.unix_ms);
+}
+
+/// Takes over what the facts say.
+pub(crate) fn adopt(entry: &mut GuildEntry, facts: Facts) {
+    let Facts {
+        id: _,
+        name,
+        owner_id,
+        member_count,
+        channels,
+        roles,
+        features,
+        joined_at,
+    } = facts;
+    entry.name = name.or(entry.name.take());
+    entry.owner_id = owner_id.or(entry.owner_id);
+    entry.member_count = member_count.or(entry.member_count);
+    entry.joined_at = joined_at.or(entry.joined_at);
+    if let Some(channels) = channels {
+        entry.channels = channels;
+    }
+    if let Some(roles) = roles {
+        entry.roles = roles;
+    }
+    if let Some(features) = features {
+        entry.features = features;
+    }
+}
+
+#[cfg(test)]
+#[path = "batch/tests.rs"]
+mod tests;

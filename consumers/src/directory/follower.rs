@@ -1,0 +1,379 @@
+//! Reads one shard's events into the bucket, as long as this instance holds the shard: entries
+//! first, the position some time after them. What an event means is decided in `batch`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::Stream;
+use schemas::{GuildId, ShardPosition};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::batch::{At, Batch, Known as _};
+use super::event;
+use super::shares::is_misplaced;
+use super::source::{self, Source, Stored};
+use super::store::WriteError;
+use super::{INSTANCE_DEAD_AFTER, unix_ms};
+
+/// How often the position is written while events come: what is read again after a crash.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+/// How often the position of a quiet shard moves with the stream, so that it does not fall out of
+/// the stream's retention: well below the shortest sensible `max_age`.
+const QUIET_POSITION_EVERY: Duration = Duration::from_secs(300);
+/// Pause before a shard that failed is tried again; doubled up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Pause before a shard that another live instance still holds is asked for again.
+const HELD_PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait for an answer of JetStream's API.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why reading a shard ended.
+enum End {
+    /// Told to stop; the position is written.
+    Stopped,
+    /// Another instance took the shard.
+    Lost,
+    /// Something failed; from the position on again.
+    Again(String),
+}
+
+/// One shard of this instance.
+pub(crate) struct Follower {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: u32,
+    pub(crate) stopping: CancellationToken,
+}
+
+/// A shard this instance holds.
+struct Held {
+    position: ShardPosition,
+    revision: u64,
+    /// Read and stored up to here; `position.seq` follows.
+    done: u64,
+    written_at: Instant,
+}
+
+impl Follower {
+    /// Runs until told to stop or another instance takes the shard.
+    pub(crate) async fn run(self) {
+        let mut pause = RETRY_PAUSE;
+        while !self.stopping.is_cancelled() {
+            let started = Instant::now();
+            match self.follow().await {
+                End::Stopped => return,
+                End::Lost => {
+                    tracing::info!(shard = self.shard, "another instance reads the shard");
+                    return;
+                }
+                End::Again(problem) => {
+                    self.shared.metrics.restarts.inc();
+                    tracing::warn!(shard = self.shard, problem, "reading the shard again");
+                }
+            }
+            if started.elapsed() > RETRY_PAUSE_MAX {
+                pause = RETRY_PAUSE;
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    async fn follow(&self) -> End {
+        let Some(connection) = self.shared.link.connected().await else {
+            return End::Stopped;
+        };
+        let mut held = match self.take().await {
+            Ok(Some(held)) => held,
+            Ok(None) => return End::Stopped,
+            Err(problem) => return End::Again(problem),
+        };
+        self.shared.metrics.shards.inc();
+        let end = tokio::select! {
+            end = self.read(&mut held) => end,
+            () = self.shared.link.replaced(connection) => {
+                End::Again("the connection to NATS is a new one".to_owned())
+            }
+        };
+        if matches!(end, End::Stopped) {
+            self.release(&mut held).await;
+        }
+        self.shared.metrics.shards.dec();
+        end
+    }
+
+    /// Takes the shard, once no other live instance holds it; `None` when told to stop.
+    async fn take(&self) -> Result<Option<Held>, String> {
+        let Shared {
+            store, view, name, ..
+        } = &*self.shared;
+        loop {
+            let (mut position, revision) = store.read_position(self.shard).await?;
+            let now = Instant::now();
+            let holder = position.holder.as_deref();
+            let held = holder.is_some_and(|holder| {
+                holder != name
+                    && view
+                        .instances(INSTANCE_DEAD_AFTER, now)
+                        .iter()
+                        .any(|alive| alive == holder)
+            });
+            if !held {
+                position.holder = Some(name.clone());
+                position.epoch += 1;
+                match store.write_position(self.shard, &position, revision).await {
+                    Ok(revision) => {
+                        // Everything the holder before us wrote stands before this.
+                        view.caught_up(revision).await;
+                        tracing::info!(
+                            shard = self.shard,
+                            epoch = position.epoch,
+                            "reading a shard"
+                        );
+                        return Ok(Some(Held {
+                            done: position.seq,
+                            position,
+                            revision,
+                            written_at: now,
+                        }));
+                    }
+                    Err(WriteError::Conflict { .. }) => {}
+                    Err(error @ WriteError::Unconfirmed { .. }) => return Err(error.to_string()),
+                }
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => return Ok(None),
+                () = sleep(HELD_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn read(&self, held: &mut Held) -> End {
+        match self.try_read(held).await {
+            Ok(end) => end,
+            Err(problem) => End::Again(problem),
+        }
+    }
+
+    async fn try_read(&self, held: &mut Held) -> Result<End, String> {
+        let shared = &*self.shared;
+        let stream = self.stream().await?;
+        let from = self.start(&stream, held).await?;
+        let filters = source::filters(&shared.prefix, self.shard, shared.users.is_some());
+        let mut source = Source::open(&stream, &shared.prefix, filters, from).await?;
+        let mut quiet_since = Instant::now();
+        loop {
+            let events = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return Ok(End::Stopped),
+                events = source.next() => events?,
+            };
+            if let Some(last) = events.last() {
+                let last = last.seq;
+                if let Some(end) = self.store(held, events).await? {
+                    return Ok(end);
+                }
+                held.done = last;
+                quiet_since = Instant::now();
+            } else if quiet_since.elapsed() >= QUIET_POSITION_EVERY {
+                quiet_since = Instant::now();
+                self.follow_quietly(&stream, &source, held).await?;
+            }
+            let due = held.written_at.elapsed() >= POSITION_EVERY;
+            if due && held.done > held.position.seq && self.write_position(held).await?.is_none() {
+                return Ok(End::Lost);
+            }
+        }
+    }
+
+    async fn stream(&self) -> Result<Stream<()>, String> {
+        let shared = &*self.shared;
+        let index = (shared.event_streams > 1).then(|| self.shard % shared.event_streams);
+        let name = shared.prefix.event_stream(index);
+        let stream = shared.link.jetstream.get_stream_no_info(&name).await;
+        stream.map_err(|error| error.to_string())
+    }
+
+    /// Where to begin; marks the shard's guilds where events between are gone.
+    async fn start(&self, stream: &Stream<()>, held: &mut Held) -> Result<u64, String> {
+        let info = match timeout(API_TIMEOUT, stream.get_info()).await {
+            Ok(Ok(info)) => info,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("no answer".to_owned()),
+        };
+        let index = self.shard % self.shared.event_streams;
+        let created_ms = info.created.unix_timestamp_nanos() / 1_000_000;
+        let id = format!("{index}-{created_ms}");
+        let same = held.position.stream == id;
+        let next = if same { held.position.seq + 1 } else { 1 };
+        let known_before = !held.position.stream.is_empty();
+        if known_before && (!same || info.state.first_sequence > next) {
+            tracing::warn!(
+                shard = self.shard,
+                position = held.position.seq,
+                first = info.state.first_sequence,
+                "events of the shard are not in the stream any more: its guilds may be out of date"
+            );
+            self.mark_stale().await?;
+        }
+        held.position.stream = id;
+        if !same {
+            held.position.seq = 0;
+            held.done = 0;
+        }
+        Ok(next)
+    }
+
+    async fn mark_stale(&self) -> Result<(), String> {
+        let Shared { store, view, .. } = &*self.shared;
+        let now_ms = unix_ms();
+        let entries = view.of_shard(self.shard).into_iter();
+        let marked = entries.filter_map(|guild| {
+            let mut entry = view.guild(guild)?;
+            entry.stale_since_unix_ms.get_or_insert(now_ms);
+            Some((guild, Some(entry)))
+        });
+        let written = store.write_guilds(view, marked.collect()).await;
+        written.map_err(|error| error.to_string())
+    }
+
+    /// Applies events and stores what they changed.
+    async fn store(&self, held: &mut Held, events: Vec<Stored>) -> Result<Option<End>, String> {
+        let shared = &*self.shared;
+        if let Some(users) = &shared.users {
+            users.see(&events).await?;
+        }
+        let changes = self.apply(held, &events);
+        let count = changes.len() as u64;
+        match shared.store.write_guilds(&shared.view, changes).await {
+            Ok(()) => {
+                shared.metrics.events.inc_by(events.len() as u64);
+                shared.metrics.writes.inc_by(count);
+                Ok(None)
+            }
+            Err(WriteError::Conflict { key }) => {
+                shared.metrics.conflicts.inc();
+                // Our refresh of the guild, or another instance: then the position says so.
+                let (position, _) = shared.store.read_position(self.shard).await?;
+                if position.epoch != held.position.epoch {
+                    return Ok(Some(End::Lost));
+                }
+                Err(format!("{key} changed meanwhile"))
+            }
+            Err(error @ WriteError::Unconfirmed { .. }) => Err(error.to_string()),
+        }
+    }
+
+    fn apply(
+        &self,
+        held: &mut Held,
+        events: &[Stored],
+    ) -> BTreeMap<GuildId, Option<schemas::GuildEntry>> {
+        let shared = &*self.shared;
+        let stream = held.position.stream.clone();
+        let mut batch = Batch::new(&shared.view);
+        for stored in events {
+            let read = match event::read(&stored.event, stored.guild, &stored.frame) {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) => {
+                    shared.metrics.unreadable.inc();
+                    tracing::warn!(shard = self.shard, seq = stored.seq, %error, "event skipped");
+                    continue;
+                }
+            };
+            if let event::GuildEvent::Unreadable { guild } = read {
+                shared.metrics.unreadable.inc();
+                tracing::warn!(%guild, event = stored.event, "the guild's event cannot be read");
+            }
+            let at = At {
+                shard: self.shard,
+                stream: &stream,
+                seq: stored.seq,
+                unix_ms: stored.unix_ms,
+            };
+            let told = batch.apply(at, read);
+            if let Some(shard) = told.shard {
+                held.position.shard_count = Some(shard.count());
+            }
+            if let Some(guild) = told.described {
+                self.check_place(guild, held.position.shard_count);
+            }
+        }
+        batch.into_changes()
+    }
+
+    /// Discord places guilds by a formula; one that comes in elsewhere means shards of two bots or
+    /// two shardings in one stream, and everything that counts by shard would be wrong.
+    fn check_place(&self, guild: GuildId, count: Option<u32>) {
+        let mut counts = self.shared.shards.counts(self.shard);
+        counts.extend(count);
+        if is_misplaced(guild, self.shard, &counts) {
+            self.shared.metrics.misplaced.inc();
+            if let Some(left_out) = self.shared.misplaced.admit(Instant::now()) {
+                tracing::warn!(
+                    %guild,
+                    shard = self.shard,
+                    ?counts,
+                    left_out,
+                    "a guild came in on a shard where (guild_id >> 22) % count does not place it"
+                );
+            }
+        }
+    }
+
+    /// Moves the position of a shard without events to the end of the stream.
+    async fn follow_quietly(
+        &self,
+        stream: &Stream<()>,
+        source: &Source,
+        held: &mut Held,
+    ) -> Result<(), String> {
+        // In this order: what is stored between the two questions keeps the second from saying yes.
+        let info = match timeout(API_TIMEOUT, stream.get_info()).await {
+            Ok(Ok(info)) => info,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("no answer".to_owned()),
+        };
+        if source.is_at_end().await? {
+            held.done = held.done.max(info.state.last_sequence);
+        }
+        Ok(())
+    }
+
+    /// Writes the position; `None` when it is not ours any more.
+    async fn write_position(&self, held: &mut Held) -> Result<Option<()>, String> {
+        held.position.seq = held.done;
+        held.written_at = Instant::now();
+        let store = &self.shared.store;
+        match store
+            .write_position(self.shard, &held.position, held.revision)
+            .await
+        {
+            Ok(revision) => {
+                held.revision = revision;
+                Ok(Some(()))
+            }
+            Err(WriteError::Conflict { .. }) => Ok(None),
+            Err(error @ WriteError::Unconfirmed { .. }) => Err(error.to_string()),
+        }
+    }
+
+    /// The last position, and that nobody holds the shard: another instance need not wait.
+    async fn release(&self, held: &mut Held) {
+        held.position.holder = None;
+        match self.write_position(held).await {
+            Ok(Some(())) => tracing::debug!(shard = self.shard, "let go of a shard"),
+            Ok(None) => {}
+            Err(problem) => {
+                tracing::warn!(shard = self.shard, problem, "the last position is lost")
+            }
+        }
+    }
+}

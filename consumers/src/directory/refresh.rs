@@ -1,0 +1,158 @@
+//! Asks Discord about guilds of which events may be missing, slowly: most are described again by
+//! their own GUILD_CREATE before their turn comes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemas::{GuildEntry, GuildId};
+use tokio::time::{Instant, sleep};
+use twilight_http::error::ErrorType;
+use twilight_http::request::Request;
+use twilight_http::response::marker::EmptyBody;
+use twilight_http::routing::Route;
+
+use super::batch::{Known as _, adopt};
+use super::event::{self, Facts};
+use super::{Shared, unix_ms};
+use crate::rest::{RequestError, Rest, Verdict, once};
+
+/// Time for the GUILD_CREATE that follows a new session: Discord sends them within seconds, for
+/// large bots within a minute.
+const DUE_AFTER: Duration = Duration::from_secs(60);
+/// Pause between two guilds, each of which takes two requests: 4 of the 50 requests a second that
+/// all workers of a bot have together.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Pause after Discord could not be reached or refused the token.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(30);
+/// Longest time for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What Discord says about a guild.
+enum Answer {
+    Facts(Facts),
+    /// The bot is not in it.
+    Gone,
+}
+
+/// The task.
+pub(crate) struct Refresh {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) rest: Rest,
+    /// How long a guild waits for its own events.
+    pub(crate) due_after: Duration,
+}
+
+impl Refresh {
+    /// How long a guild waits for its own events unless a test is in a hurry.
+    pub(crate) const DUE_AFTER: Duration = DUE_AFTER;
+
+    /// Runs until dropped.
+    pub(crate) async fn run(self) {
+        loop {
+            let due_ms = u64::try_from(self.due_after.as_millis()).unwrap_or(u64::MAX);
+            let before = unix_ms().saturating_sub(due_ms);
+            let due = self.shared.view.stale_before(before, &self.shared.name);
+            let pause = match due {
+                Some(entry) => self.refresh(entry).await,
+                None => PAUSE,
+            };
+            sleep(pause).await;
+        }
+    }
+
+    async fn refresh(&self, entry: GuildEntry) -> Duration {
+        let guild = entry.id.as_guild();
+        let answer = match self.ask(guild).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(%guild, %error, "Discord does not describe the guild");
+                // It is not asked for again at once: the others come first.
+                self.postpone(&entry).await;
+                // Whatever it is, it is not the guild.
+                return TROUBLE_PAUSE;
+            }
+        };
+        let Shared { view, store, .. } = &*self.shared;
+        // What came in while Discord was asked may or may not be in its answer.
+        if view.guild(guild).is_none_or(|now| now.seq != entry.seq) {
+            return PAUSE;
+        }
+        let changed = match answer {
+            Answer::Gone => None,
+            Answer::Facts(facts) => {
+                let mut fresh = entry;
+                adopt(&mut fresh, facts);
+                fresh.stale_since_unix_ms = None;
+                Some(fresh)
+            }
+        };
+        match store.write_guild(view, guild, changed).await {
+            Ok(()) => {
+                self.shared.metrics.refreshed.inc();
+                tracing::debug!(%guild, "asked Discord about a guild");
+            }
+            Err(error) => tracing::debug!(%error, "a guild changed while Discord was asked"),
+        }
+        PAUSE
+    }
+
+    async fn ask(&self, guild: GuildId) -> Result<Answer, RequestError> {
+        let route = Route::GetGuild {
+            guild_id: guild.get(),
+            with_counts: true,
+        };
+        let Some(body) = self.get(&route).await? else {
+            return Ok(Answer::Gone);
+        };
+        let Ok(mut facts) = event::from_rest(&body) else {
+            return Err(RequestError::TimedOut);
+        };
+        facts.id = guild;
+        let route = Route::GetChannels {
+            guild_id: guild.get(),
+        };
+        // Its channels may be hidden from the bot; what is known of them stays.
+        if let Ok(Some(body)) = self.get(&route).await {
+            facts.channels = event::channels_from_rest(&body).ok();
+        }
+        Ok(Answer::Facts(facts))
+    }
+
+    /// The body; `None` when the guild is not there for this bot.
+    async fn get(&self, route: &Route<'_>) -> Result<Option<Vec<u8>>, RequestError> {
+        let request = Request::from_route(route);
+        let limit = Instant::now() + REQUEST_TIMEOUT;
+        let sent = self.rest.api().request::<EmptyBody>(request);
+        match once(sent, limit).await {
+            Ok(response) => match tokio::time::timeout_at(limit, response.bytes()).await {
+                Ok(Ok(body)) => Ok(Some(body)),
+                Ok(Err(_)) | Err(_) => Err(RequestError::TimedOut),
+            },
+            Err(error) if error.verdict() == Verdict::Gone || is_missing_access(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn postpone(&self, entry: &GuildEntry) {
+        let later = GuildEntry {
+            stale_since_unix_ms: Some(unix_ms()),
+            ..entry.clone()
+        };
+        let Shared { view, store, .. } = &*self.shared;
+        if view.guild(entry.id.as_guild()).as_ref() == Some(entry) {
+            let written = store.write_guild(view, entry.id.as_guild(), Some(later));
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "a guild changed while Discord was asked");
+            }
+        }
+    }
+}
+
+/// Discord's own 403, which a guild that removed the bot answers (50001, Missing Access); a refused
+/// token is a 401, and a ban of the address has no JSON.
+fn is_missing_access(error: &RequestError) -> bool {
+    let RequestError::Http(error) = error else {
+        return false;
+    };
+    matches!(error.kind(), ErrorType::Response { status, .. } if status.get() == 403)
+}

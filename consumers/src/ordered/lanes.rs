@@ -1,0 +1,301 @@
+//! Which of a shard's events may be handled now: each guild's one after the other, guilds beside
+//! each other, and some events alone. Pure: knows sequences and keys, not messages or time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use schemas::{EventKind, EventName, GuildId};
+
+/// Events remembered after they are done: an acknowledgement that got lost leads to another delivery
+/// about a second later.
+const RECENT_MAX: usize = 4096;
+
+/// What an event is in order with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    /// The other events of this guild; `None` is what belongs to no guild, direct messages above
+    /// all.
+    Guild(Option<GuildId>),
+    /// All other events of the shard: those before it are done when it begins, and it is done when
+    /// those after it begin.
+    Alone,
+}
+
+impl Lane {
+    /// The lane of an event. What says something about the whole shard goes alone: a new session,
+    /// and everything a proxy adds.
+    pub(crate) fn of(event: &str, guild: Option<GuildId>) -> Self {
+        match EventName::parse(event) {
+            EventName::Proxy(_) | EventName::Known(EventKind::Ready | EventKind::Resumed) => {
+                Self::Alone
+            }
+            EventName::Known(_) | EventName::Other(_) => Self::Guild(guild),
+        }
+    }
+}
+
+/// The events of one shard that are not done, with what the driver keeps for each.
+#[derive(Debug)]
+pub(crate) struct Lanes<T> {
+    /// Every event that is not done.
+    unfinished: BTreeMap<u64, Lane>,
+    /// Events of a guild that wait for the one that runs; a guild is here while one does.
+    guilds: HashMap<Option<GuildId>, VecDeque<(u64, T)>>,
+    /// Events behind one that must be alone, that one first.
+    behind: VecDeque<(u64, T)>,
+    /// True while an event that must be alone runs, or may.
+    alone: bool,
+    /// May begin.
+    ready: VecDeque<(u64, T)>,
+    /// The last events taken, done or not.
+    recent: BTreeSet<u64>,
+    /// Highest sequence ever taken.
+    highest: u64,
+}
+
+impl<T> Lanes<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            unfinished: BTreeMap::new(),
+            guilds: HashMap::new(),
+            behind: VecDeque::new(),
+            alone: false,
+            ready: VecDeque::new(),
+            recent: BTreeSet::new(),
+            highest: 0,
+        }
+    }
+
+    /// Takes an event, in the order of the sequences; one that comes late is handled late, which is
+    /// better than never. False for one it has had before.
+    pub(crate) fn push(&mut self, sequence: u64, lane: Lane, item: T) -> bool {
+        if !self.recent.insert(sequence) {
+            return false;
+        }
+        if self.recent.len() > RECENT_MAX + self.unfinished.len() {
+            self.recent.pop_first();
+        }
+        self.highest = self.highest.max(sequence);
+        self.unfinished.insert(sequence, lane);
+        self.behind.push_back((sequence, item));
+        self.advance();
+        true
+    }
+
+    /// The next event that may begin. Its turn ends with [`Lanes::finish`].
+    pub(crate) fn next(&mut self) -> Option<(u64, T)> {
+        self.ready.pop_front()
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// An event is done; what waited for it may begin.
+    pub(crate) fn finish(&mut self, sequence: u64) {
+        match self.unfinished.remove(&sequence) {
+            None => return,
+            Some(Lane::Alone) => self.alone = false,
+            Some(Lane::Guild(guild)) => {
+                let waiting = self.guilds.get_mut(&guild);
+                match waiting.and_then(VecDeque::pop_front) {
+                    Some(next) => self.ready.push_back(next),
+                    None => drop(self.guilds.remove(&guild)),
+                }
+            }
+        }
+        self.advance();
+    }
+
+    /// Lets events out of the queue behind one that must be alone, as far as they may go.
+    fn advance(&mut self) {
+        while let Some((sequence, _)) = self.behind.front() {
+            let lane = self.unfinished[sequence];
+            let may_go = match lane {
+                Lane::Alone => !self.alone && self.guilds.is_empty(),
+                Lane::Guild(_) => !self.alone,
+            };
+            if !may_go {
+                return;
+            }
+            let Some(event) = self.behind.pop_front() else {
+                return;
+            };
+            match lane {
+                Lane::Alone => {
+                    self.alone = true;
+                    self.ready.push_back(event);
+                }
+                Lane::Guild(guild) => match self.guilds.get_mut(&guild) {
+                    Some(waiting) => waiting.push_back(event),
+                    None => {
+                        self.guilds.insert(guild, VecDeque::new());
+                        self.ready.push_back(event);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether an event has been here lately, done or not.
+    pub(crate) fn knows(&self, sequence: u64) -> bool {
+        self.recent.contains(&sequence)
+    }
+
+    /// Everything up to this sequence is done, as far as anything has been taken.
+    pub(crate) fn floor(&self) -> u64 {
+        let first = self.unfinished.keys().next();
+        first.map_or(self.highest, |first| first - 1)
+    }
+
+    /// Highest sequence ever taken.
+    pub(crate) const fn highest(&self) -> u64 {
+        self.highest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guild(id: u64) -> Lane {
+        Lane::Guild(GuildId::new(id))
+    }
+
+    fn begin(lanes: &mut Lanes<()>) -> Vec<u64> {
+        std::iter::from_fn(|| lanes.next().map(|(sequence, ())| sequence)).collect()
+    }
+
+    fn lanes(events: &[(u64, Lane)]) -> Lanes<()> {
+        let mut lanes = Lanes::new();
+        for (sequence, lane) in events {
+            assert!(lanes.push(*sequence, *lane, ()));
+        }
+        lanes
+    }
+
+    #[test]
+    fn guilds_run_beside_each_other_and_each_in_order() {
+        let mut lanes = lanes(&[(1, guild(1)), (2, guild(2)), (3, guild(1)), (4, guild(0))]);
+        assert_eq!(begin(&mut lanes), [1, 2, 4]);
+        lanes.finish(2);
+        assert_eq!(begin(&mut lanes), []);
+        lanes.finish(1);
+        assert_eq!(begin(&mut lanes), [3]);
+        assert!(lanes.push(5, guild(1), ()));
+        assert_eq!(begin(&mut lanes), []);
+        lanes.finish(3);
+        assert_eq!(begin(&mut lanes), [5]);
+    }
+
+    #[test]
+    fn what_speaks_of_the_whole_shard_goes_alone() {
+        let mut lanes = lanes(&[
+            (1, guild(1)),
+            (2, Lane::Alone),
+            (3, Lane::Alone),
+            (4, guild(2)),
+        ]);
+        assert_eq!(begin(&mut lanes), [1]);
+        lanes.finish(1);
+        assert_eq!(begin(&mut lanes), [2]);
+        lanes.finish(2);
+        assert_eq!(begin(&mut lanes), [3]);
+        assert!(lanes.push(5, guild(3), ()));
+        assert_eq!(begin(&mut lanes), []);
+        lanes.finish(3);
+        assert_eq!(begin(&mut lanes), [4, 5]);
+    }
+
+    #[test]
+    fn markers_and_sessions_are_alone_and_everything_else_belongs_to_its_guild() {
+        let seven = GuildId::new(7);
+        for event in [
+            "PROXY_GAP",
+            "PROXY_SHARD",
+            "PROXY_RESHARD",
+            "READY",
+            "RESUMED",
+        ] {
+            assert_eq!(Lane::of(event, None), Lane::Alone, "{event}");
+        }
+        assert_eq!(Lane::of("MESSAGE_CREATE", seven), Lane::Guild(seven));
+        assert_eq!(Lane::of("MESSAGE_CREATE", None), Lane::Guild(None));
+        assert_eq!(Lane::of("SOMETHING_NEW", seven), Lane::Guild(seven));
+    }
+
+    #[test]
+    fn an_event_that_was_here_before_is_not_taken_again() {
+        let mut lanes = lanes(&[(5, guild(1)), (9, guild(1))]);
+        assert!(!lanes.push(5, guild(1), ()));
+        lanes.finish(5);
+        assert!(!lanes.push(5, guild(1), ()));
+        assert!(lanes.knows(5) && lanes.knows(9) && !lanes.knows(7));
+        assert_eq!((lanes.floor(), lanes.highest()), (8, 9));
+        lanes.finish(9);
+        assert_eq!(lanes.floor(), 9);
+    }
+
+    #[test]
+    fn an_event_that_comes_late_is_handled_late() {
+        let mut lanes = lanes(&[(9, guild(1))]);
+        assert!(lanes.push(7, guild(2), ()));
+        assert_eq!(begin(&mut lanes), [9, 7]);
+        assert_eq!((lanes.floor(), lanes.highest()), (6, 9));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_what_is_not_done_is_not_forgotten() {
+        let mut lanes = lanes(&[(1, guild(1))]);
+        for sequence in 2..10_000 {
+            assert!(lanes.push(sequence, guild(2), ()));
+            lanes.finish(sequence);
+        }
+        assert!(lanes.recent.len() <= RECENT_MAX + 1);
+        assert!(lanes.knows(9_999) && !lanes.knows(2));
+        assert_eq!(lanes.floor(), 0);
+    }
+
+    /// Against a plain model: an event may begin when no unfinished one before it is in its way.
+    #[test]
+    fn whatever_the_order_of_finishing_no_event_overtakes_its_own() {
+        for seed in 1..400_u64 {
+            let mut random = seed;
+            let mut below = |limit: u64| {
+                // Marsaglia's xorshift: any spread will do.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random % limit
+            };
+            let mut lanes = Lanes::new();
+            let (mut open, mut running) = (BTreeMap::new(), Vec::new());
+            let mut sequence = 0;
+            for _ in 0..200 {
+                if below(2) == 0 {
+                    sequence += 1 + below(3);
+                    let lane = match below(8) {
+                        0 => Lane::Alone,
+                        id => guild(id % 4),
+                    };
+                    assert!(lanes.push(sequence, lane, ()));
+                    open.insert(sequence, lane);
+                } else if !running.is_empty() {
+                    let index = usize::try_from(below(running.len() as u64)).unwrap();
+                    let done = running.swap_remove(index);
+                    lanes.finish(done);
+                    open.remove(&done);
+                }
+                running.extend(begin(&mut lanes));
+                for (at, lane) in &open {
+                    let in_the_way = |(before, other): (&u64, &Lane)| {
+                        before < at
+                            && (other == lane || *other == Lane::Alone || *lane == Lane::Alone)
+                    };
+                    let may_run = !open.iter().any(in_the_way);
+                    assert_eq!(running.contains(at), may_run, "seed {seed}, event {at}");
+                }
+            }
+            assert_eq!(lanes.unfinished, open);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The events of a shard that its holder has in hand: which wait, which run, and what the server
+//! must be told so that it does not deliver them again meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{AckKind, Message};
+use async_nats::{Client, Subject};
+use futures_util::FutureExt as _;
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::context::Context;
+use crate::durable::SHARD_ACK_WAIT;
+use crate::events::Events;
+use crate::metrics::EventOutcome;
+use crate::ordered::lanes::{Lane, Lanes};
+use crate::place::Place;
+use crate::worker::{Shared, tell};
+
+/// How often JetStream is told about what waits or runs.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(SHARD_ACK_WAIT.as_millis() as u64 / 3);
+
+/// An event on its way to its handler.
+pub(super) type Item = (Message, Context);
+
+/// An event whose task is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) sequence: u64,
+    /// False for one that is left to the next holder.
+    pub(super) finished: bool,
+}
+
+pub(super) struct Hand {
+    pub(super) lanes: Lanes<Item>,
+    /// Where the server is told about each event that is not done.
+    replies: BTreeMap<u64, Subject>,
+    /// Arrived while nothing may begin.
+    waiting: BTreeMap<u64, Item>,
+    running: JoinSet<Ended>,
+    /// When the stream was made, and how far the consumer was then; once that is known.
+    opened: Option<Place>,
+    next_progress: Instant,
+    /// What the server knows this holder by.
+    pub(super) pin: Option<String>,
+}
+
+impl Hand {
+    pub(super) fn new() -> Self {
+        Self {
+            lanes: Lanes::new(),
+            replies: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            running: JoinSet::new(),
+            opened: None,
+            next_progress: Instant::now() + PROGRESS_INTERVAL,
+            pin: None,
+        }
+    }
+
+    /// How many events are not done.
+    pub(super) fn len(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// How far the shard is done, for making its consumer again.
+    pub(super) fn place(&self) -> Option<Place> {
+        let opened = self.opened?;
+        let floor = opened.floor.max(self.lanes.floor());
+        // A shard of which nothing was ever delivered begins where the group does.
+        (floor > 0).then_some(Place { floor, ..opened })
+    }
+
+    /// When the stream was made that it all belongs to.
+    pub(super) fn created(&self) -> Option<OffsetDateTime> {
+        self.opened.map(|opened| opened.created)
+    }
+
+    pub(super) const fn set_opened(&mut self, opened: Place) {
+        self.opened = Some(opened);
+    }
+
+    /// Forgets everything, handlers that run included: the stream is another one.
+    pub(super) fn restart(&mut self) {
+        *self = Self::new();
+    }
+
+    /// Takes a delivery. One that is in hand already needs no second place, and one that is done was
+    /// acknowledged in vain and is so again.
+    pub(super) async fn take(
+        &mut self,
+        shared: &Arc<Shared>,
+        events: &Events,
+        message: Message,
+        begin: bool,
+    ) {
+        let context = match shared.context(&message) {
+            Ok(context) => context,
+            Err(error) => {
+                tracing::warn!(%error, "a message has a subject that is not ours");
+                tell(&message, AckKind::Term).await;
+                shared.metrics.event(&events.name, EventOutcome::Foreign);
+                return;
+            }
+        };
+        let sequence = context.event.sequence;
+        if let Some(reply) = self.replies.get_mut(&sequence) {
+            if let Some(newest) = message.reply.clone() {
+                *reply = newest;
+            }
+            return;
+        }
+        if self.lanes.knows(sequence) {
+            tell(&message, AckKind::Ack).await;
+            shared.metrics.event(&events.name, EventOutcome::Repeated);
+            return;
+        }
+        if sequence < self.lanes.highest() {
+            tracing::warn!(sequence, "an event comes after later ones of its shard");
+        }
+        if let Some(reply) = message.reply.clone() {
+            self.replies.insert(sequence, reply);
+        }
+        if begin {
+            self.push(sequence, (message, context));
+        } else {
+            self.waiting.insert(sequence, (message, context));
+        }
+    }
+
+    /// Everything that was on its way has arrived: what waited goes on in order.
+    pub(super) fn recovered(&mut self) {
+        for (sequence, item) in std::mem::take(&mut self.waiting) {
+            self.push(sequence, item);
+        }
+    }
+
+    fn push(&mut self, sequence: u64, item: Item) {
+        let event = &item.1.event;
+        let lane = Lane::of(&event.name, event.guild);
+        self.lanes.push(sequence, lane, item);
+    }
+
+    /// Starts the task of an event.
+    pub(super) fn start(&mut self, task: impl Future<Output = Ended> + Send + 'static) {
+        self.running.spawn(task);
+    }
+
+    /// Waits for a task to end; `None` when none runs. Cancel-safe.
+    pub(super) async fn done(&mut self) -> Option<Ended> {
+        loop {
+            match self.running.join_next().await? {
+                Ok(ended) => return Some(ended),
+                // What handlers do is contained; only a mistake here could end a task so. Its event
+                // is delivered again, to the next holder.
+                Err(error) => tracing::error!(%error, "the task of an event ended"),
+            }
+        }
+    }
+
+    /// Sees to the tasks that have ended already.
+    pub(super) fn see_done(&mut self) {
+        while let Some(Some(ended)) = self.done().now_or_never() {
+            self.finish(ended);
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// A task is over; if its event is done, the server knows.
+    pub(super) fn finish(&mut self, ended: Ended) {
+        if ended.finished {
+            self.replies.remove(&ended.sequence);
+            self.lanes.finish(ended.sequence);
+        }
+    }
+
+    /// When the server must be told that events are still in hand.
+    pub(super) const fn progress_due(&self) -> Instant {
+        self.next_progress
+    }
+
+    pub(super) async fn tell_progress(&mut self, client: &Client) {
+        self.next_progress = Instant::now() + PROGRESS_INTERVAL;
+        self.tell_all(client, AckKind::Progress).await;
+    }
+
+    /// Tells the server the same about everything in hand.
+    pub(super) async fn tell_all(&self, client: &Client, kind: AckKind) {
+        for reply in self.replies.values() {
+            let told = client.publish(reply.clone(), kind.into()).await;
+            if let Err(error) = told {
+                tracing::debug!(%error, "the stream could not be told about events in hand");
+                return;
+            }
+        }
+    }
+}

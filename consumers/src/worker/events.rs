@@ -1,0 +1,351 @@
+//! Shared events: pulls from one durable that all workers of its name share, never more than there
+//! are free slots, lets handlers try, and tells the stream about each event by itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream::{AckKind, Message};
+use futures_util::FutureExt as _;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
+
+use super::attempt::attempt;
+use super::settle::{Settled, settle, tell};
+use super::shared::Shared;
+use crate::context::Context;
+use crate::durable::{Durable, Opened, SHARED_ACK_WAIT};
+use crate::events::Events;
+use crate::intake::{Arrival, Intake};
+use crate::metrics::EventOutcome;
+use crate::place::{Place, beginning};
+use crate::verdict::{Ended, Next};
+
+/// How long a pull request waits at the server. Long, since one that got lost is noticed by a
+/// connection or leader that changes; and short enough for the cases where neither shows.
+const PULL_EXPIRES: Duration = Duration::from_secs(10);
+/// How often JetStream is told that an event is still being worked on.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(SHARED_ACK_WAIT.as_millis() as u64 / 3);
+/// How often the consumer's place is remembered, in case somebody deletes it: what was acknowledged
+/// since the last look is handled again then.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for one answer of JetStream's API.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after the consumer could not be opened; doubled up to [`REOPEN_PAUSE_MAX`].
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Deliveries for which an event that has no handler here is left to workers of another version:
+/// enough for one newer worker among several older ones.
+const FOREIGN_DELIVERIES: u64 = 20;
+/// Pause before such an event is delivered again, longer each time.
+const FOREIGN_PAUSE: Duration = Duration::from_millis(20);
+
+/// One puller of shared events.
+#[derive(Debug)]
+pub(crate) struct EventPuller {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) durable: Durable,
+    /// Events handled at once.
+    pub(crate) slots: usize,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) paused: watch::Receiver<bool>,
+}
+
+/// Why pulling is over.
+enum End {
+    /// The connection is a new one: open the inbox again.
+    Again,
+    /// The consumer must be opened again.
+    Reopen,
+    Paused,
+    Stopping,
+}
+
+/// How far the consumer was when somebody looked.
+#[derive(Debug)]
+struct Known {
+    created: OffsetDateTime,
+    floor: AtomicU64,
+}
+
+impl EventPuller {
+    /// Pulls until told to stop, then until what is in flight is done.
+    pub(crate) async fn run(self, place: Place) {
+        let mut tasks = JoinSet::new();
+        let mut known = Arc::new(Known {
+            created: place.created,
+            floor: AtomicU64::new(place.floor),
+        });
+        loop {
+            let end = {
+                let looking = look(
+                    Arc::clone(&self.shared),
+                    self.durable.clone(),
+                    known.clone(),
+                );
+                let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
+                self.pull(&mut tasks).await
+            };
+            match end {
+                End::Again => {}
+                End::Paused => self.wait_for_resume(&mut tasks).await,
+                End::Reopen => match self.reopen(&known).await {
+                    Some(opened) => known = opened,
+                    None => break,
+                },
+                End::Stopping => break,
+            }
+        }
+        let in_flight = tasks.len();
+        let consumer = &self.durable.name;
+        tracing::info!(consumer, in_flight, "stopped pulling events, finishing");
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn pull(&self, tasks: &mut JoinSet<()>) -> End {
+        let (stopping, mut paused) = (self.stopping.clone(), self.paused.clone());
+        let (link, durable) = (self.shared.link.clone(), self.durable.clone());
+        let opening = Intake::open(&link, &durable.stream, &durable.name);
+        let mut intake = tokio::select! {
+            biased;
+            () = stopping.cancelled() => return End::Stopping,
+            opened = opening => match opened {
+                Ok(intake) => intake,
+                Err(error) => return self.failed(&error),
+            },
+        };
+        let connection = intake.connection();
+        loop {
+            if let Err(error) = self.ask(&mut intake, tasks.len()).await {
+                return self.failed(&error);
+            }
+            let waiting = intake.outstanding() > 0;
+            let overdue = intake.overdue();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {
+                    give_back(&mut intake).await;
+                    return End::Stopping;
+                }
+                () = becomes(&mut paused, true) => {
+                    give_back(&mut intake).await;
+                    return End::Paused;
+                }
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+                () = link.replaced(connection) => return End::Again,
+                arrival = intake.next() => match arrival {
+                    Some(Arrival::Message(message)) => self.start(message, tasks),
+                    Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
+                    Some(Arrival::Gone(why) | Arrival::Refused(why)) => return self.failed(&why),
+                    None => return End::Stopping,
+                },
+                () = sleep_until(overdue), if waiting => intake.forget(),
+            }
+        }
+    }
+
+    /// Asks for as many events as there are free slots, but not for each one that becomes free.
+    async fn ask(&self, intake: &mut Intake, busy: usize) -> Result<(), String> {
+        let free = self.slots.saturating_sub(busy + intake.outstanding());
+        let enough = intake.outstanding() == 0 || free >= self.slots.div_ceil(4);
+        if free == 0 || !enough {
+            return Ok(());
+        }
+        intake.request(free, PULL_EXPIRES, false).await
+    }
+
+    fn start(&self, message: Message, tasks: &mut JoinSet<()>) {
+        let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
+        let span = tracing::info_span!("event", subject = %message.subject);
+        tasks.spawn(async move { handle(&shared, &events, message).await }.instrument(span));
+    }
+
+    fn failed(&self, error: &str) -> End {
+        self.shared.metrics.pull_failed();
+        let consumer = &self.durable.name;
+        tracing::warn!(
+            consumer,
+            error,
+            "pulling events failed, checking the consumer"
+        );
+        End::Reopen
+    }
+
+    async fn wait_for_resume(&self, tasks: &mut JoinSet<()>) {
+        let (stopping, mut paused) = (self.stopping.clone(), self.paused.clone());
+        tracing::info!(consumer = self.durable.name, "paused");
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = becomes(&mut paused, false) => break,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            }
+        }
+        tracing::info!(consumer = self.durable.name, "resumed");
+    }
+
+    /// Opens the consumer again, making it where it ended if it is gone; `None` when told to stop.
+    async fn reopen(&self, known: &Known) -> Option<Arc<Known>> {
+        let label = self.durable.label();
+        let mut pause = REOPEN_PAUSE;
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return None,
+                opened = self.open_again(known) => opened,
+            };
+            match opened {
+                Ok(place) => {
+                    self.shared.status.set_usable(&label, true);
+                    return Some(Arc::new(Known {
+                        created: place.created,
+                        floor: AtomicU64::new(place.floor),
+                    }));
+                }
+                Err(error) => {
+                    self.shared.status.set_usable(&label, false);
+                    tracing::warn!(error, "the consumer cannot be used yet");
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return None,
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+        }
+    }
+
+    async fn open_again(&self, known: &Known) -> Result<Place, String> {
+        let link = &self.shared.link;
+        // Not while NATS is away: the request would only wait for its timeout.
+        link.connected().await;
+        let place = Place {
+            created: known.created,
+            floor: known.floor.load(Ordering::Relaxed),
+        };
+        let opening = async {
+            let jetstream = &link.jetstream;
+            let stream = &self.durable.stream;
+            let start = self.events.start;
+            let (policy, created) = beginning(jetstream, stream, Some(place), start).await?;
+            let opened = self.durable.open(jetstream, policy).await;
+            let (consumer, how) = opened.map_err(|error| error.to_string())?;
+            if how == Opened::Created {
+                self.shared.metrics.consumer_recreated();
+                let consumer = &self.durable.name;
+                tracing::warn!(consumer, "the consumer was gone, made again");
+            }
+            let floor = consumer.cached_info().ack_floor.stream_sequence;
+            Ok(Place { created, floor })
+        };
+        match timeout(API_TIMEOUT, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err("JetStream does not answer".to_owned()),
+        }
+    }
+}
+
+async fn becomes(paused: &mut watch::Receiver<bool>, wanted: bool) {
+    if paused.wait_for(|paused| *paused == wanted).await.is_err() {
+        // Nobody can change it any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Remembers the consumer's place now and then.
+async fn look(shared: Arc<Shared>, durable: Durable, known: Arc<Known>) {
+    loop {
+        sleep(PLACE_INTERVAL).await;
+        let jetstream = &shared.link.jetstream;
+        let Ok(stream) = jetstream.get_stream_no_info(&durable.stream).await else {
+            continue;
+        };
+        if let Ok(Ok(info)) = timeout(API_TIMEOUT, stream.consumer_info(&durable.name)).await {
+            let floor = info.ack_floor.stream_sequence;
+            known.floor.fetch_max(floor, Ordering::Relaxed);
+            shared.metrics.backlog(&durable.name, info.num_pending);
+        }
+    }
+}
+
+/// Hands back what has arrived and will not be started, so that another worker has it at once.
+async fn give_back(intake: &mut Intake) {
+    while let Some(Some(arrival)) = intake.next().now_or_never() {
+        if let Arrival::Message(message) = arrival {
+            tell(&message, AckKind::Nak(None)).await;
+        }
+    }
+}
+
+/// Handles one delivery and settles it with the stream.
+async fn handle(shared: &Shared, events: &Events, message: Message) {
+    let context = match shared.context(&message) {
+        Ok(context) => context,
+        Err(error) => {
+            tracing::warn!(%error, "a message has a subject that is not ours");
+            tell(&message, AckKind::Term).await;
+            shared.metrics.event(&events.name, EventOutcome::Foreign);
+            return;
+        }
+    };
+    let _in_flight = shared.metrics.event_started();
+    let work = work(shared, events, &message, &context);
+    tokio::pin!(work);
+    let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let settled = loop {
+        tokio::select! {
+            settled = &mut work => break settled,
+            _ = progress.tick() => tell(&message, AckKind::Progress).await,
+        }
+    };
+    if let Settled::Again(pause) = settled {
+        tell(&message, AckKind::Nak(Some(pause))).await;
+    }
+}
+
+/// An event that a worker of another version has asked for.
+async fn foreign(
+    shared: &Shared,
+    events: &Events,
+    message: &Message,
+    context: &Context,
+) -> Settled {
+    let deliveries = context.event.deliveries;
+    if deliveries < FOREIGN_DELIVERIES {
+        shared.metrics.event(&events.name, EventOutcome::Unhandled);
+        let times = u32::try_from(deliveries).unwrap_or(u32::MAX);
+        return Settled::Again(FOREIGN_PAUSE.saturating_mul(times));
+    }
+    let event = &context.event.name;
+    let reason = format!("no worker that was asked handles {event}");
+    settle(shared, events, message, context, Next::Bury(reason)).await
+}
+
+async fn work(shared: &Shared, events: &Events, message: &Message, context: &Context) -> Settled {
+    if !events.handles(&context.event.name) {
+        return foreign(shared, events, message, context).await;
+    }
+    let deliveries = context.event.deliveries;
+    let next = if deliveries > events.attempts.deliveries_max() {
+        Next::Bury(format!(
+            "delivered {deliveries} times without an end: its workers went away with it"
+        ))
+    } else {
+        let ended = attempt(shared, events, context).await;
+        if let Ended::Failed(reason) = &ended {
+            let (event, id) = (&*context.event.name, context.message_id());
+            tracing::warn!(event, id, deliveries, reason, "an attempt failed");
+        }
+        let number = u32::try_from(deliveries).unwrap_or(u32::MAX);
+        events.attempts.next(ended, number)
+    };
+    settle(shared, events, message, context, next).await
+}

@@ -1,0 +1,136 @@
+//! A proxy and a directory as processes of their own, so that they can be killed.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use testkit::simulator::Simulator;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::world::patience;
+
+/// Where the child reads its arguments from, separated by spaces.
+const PROXY_ARGS: &str = "TEST_PROXY_ARGS";
+
+/// Not a test: what this binary does when it is started as a proxy. Run by hand it does nothing.
+#[test]
+#[ignore = "the proxy of other tests"]
+fn as_a_proxy() {
+    let Ok(args) = std::env::var(PROXY_ARGS) else {
+        return;
+    };
+    let args = args.split(' ').map(Into::into);
+    let code = gateway_proxy::main_with(args);
+    assert_eq!(code, std::process::ExitCode::SUCCESS);
+}
+
+/// A process, and what it has logged.
+pub(crate) struct Process {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// A proxy with all intents between the simulator and this NATS.
+    pub(crate) fn proxy(nats_url: &str, simulator: &Simulator, more: &[&str]) -> Self {
+        let mut args = vec![
+            "gateway-proxy",
+            "run",
+            "--http",
+            "0",
+            "--intents",
+            "53608447",
+        ];
+        args.extend(more);
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "proxy::as_a_proxy", "--ignored", "--nocapture"])
+            .env_clear()
+            .env(PROXY_ARGS, args.join(" "))
+            .env("DISCORD_TOKEN", simulator.token())
+            .env("DISCORD_API_URL", simulator.api_url())
+            .env("NATS_URL", nats_url);
+        Self::spawn(&mut command)
+    }
+
+    /// `consumers directory`.
+    pub(crate) fn directory(nats_url: &str, simulator: &Simulator, more: &[&str]) -> Self {
+        Self::consumers("directory", nats_url, simulator, more)
+    }
+
+    /// `consumers <verb>`.
+    pub(crate) fn consumers(
+        verb: &str,
+        nats_url: &str,
+        simulator: &Simulator,
+        more: &[&str],
+    ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consumers"));
+        command
+            .args([verb, "--http", "0"])
+            .args(more)
+            .env_clear()
+            .env("DISCORD_TOKEN", simulator.token())
+            .env("DISCORD_API_URL", simulator.api_url())
+            .env("NATS_URL", nats_url);
+        Self::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        for name in ["PATH", "LLVM_PROFILE_FILE", "RUST_LOG"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let written = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let mut log = written.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Self { child, log }
+    }
+
+    /// Waits until the process has logged this.
+    pub(crate) async fn logs(&self, text: &str) {
+        let deadline = Instant::now() + patience();
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} is not in: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// kill -9.
+    pub(crate) async fn kill(mut self) {
+        self.child.start_kill().unwrap();
+        self.child.wait().await.unwrap();
+    }
+
+    /// SIGTERM, and the end of the process.
+    pub(crate) async fn stop(mut self) -> i32 {
+        let pid = self.child.id().unwrap().to_string();
+        let sent = std::process::Command::new("kill").arg(&pid).status();
+        assert!(sent.unwrap().success());
+        let ended = tokio::time::timeout(patience(), self.child.wait()).await;
+        ended
+            .unwrap_or_else(|_| panic!("the process does not end: {}", self.log()))
+            .unwrap()
+            .code()
+            .unwrap()
+    }
+}
