@@ -1,5 +1,6 @@
 //! What the programs here share: proxies as processes of their own that end with ours.
 
+pub mod fleet;
 mod proxies;
 
 use std::ffi::OsString;
