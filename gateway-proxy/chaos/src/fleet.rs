@@ -271,7 +271,9 @@ fn is_balanced(state: &ClusterState, proxies: usize, shards: u32) -> bool {
         && state.workers.len() == proxies
         && state.ready_shards == shards
         && alive.iter().sum::<usize>() == shards as usize
-        && most.zip(least).is_some_and(|(most, least)| most - least <= 1)
+        && most
+            .zip(least)
+            .is_some_and(|(most, least)| most - least <= 1)
 }
 
 /// A time, µs since 1970.

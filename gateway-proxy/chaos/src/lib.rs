@@ -91,4 +91,3 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
-

@@ -2,6 +2,7 @@
 //! schedule kill, freeze and disturb them, and compares what Discord sent with what is stored.
 
 mod broker;
+mod cable;
 mod run;
 mod schedule;
 
@@ -28,9 +29,12 @@ struct Options {
     /// Shards of the bot
     #[arg(long, default_value_t = 16)]
     shards: u32,
-    /// Proxies that share them
+    /// Proxies that share them: by hand, or with --fleet by themselves
     #[arg(long, default_value_t = 2)]
     proxies: usize,
+    /// The proxies are a fleet; the schedule cuts their lines to NATS as well
+    #[arg(long)]
+    fleet: bool,
     /// Guilds of the bot
     #[arg(long, default_value_t = 320)]
     guilds: usize,

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Options;
 use crate::broker::Broker;
+use crate::cable::Cable;
 use crate::schedule::{Step, Targets, Trouble, schedule};
 
 /// How long everything may take to be stored after the last trouble.
@@ -29,6 +30,10 @@ struct Run {
     proxies: Vec<Proxy>,
     // Processes that stand still, and until when.
     frozen_proxies: Vec<(usize, Instant)>,
+    // One per proxy of a fleet.
+    cables: Vec<Cable>,
+    // Those that are cut, and until when.
+    cuts: Vec<(usize, Instant)>,
     nats_back: Option<Away>,
     struck: BTreeMap<String, u32>,
 }
@@ -71,6 +76,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
 
 impl Run {
     async fn start(options: &Options, logs: &Path) -> anyhow::Result<Self> {
+        if options.fleet && options.nats_servers > 1 {
+            bail!("--fleet cuts lines to one server: leave --nats-servers away");
+        }
         let nats = Broker::start(options.nats_servers).await?;
         let simulator = Simulator::start(Config {
             guilds: options.guilds,
@@ -89,14 +97,31 @@ impl Run {
             .shards
             .div_ceil(u32::try_from(options.proxies.max(1))?)
             .max(1);
-        let proxies = (0..options.proxies.max(1))
-            .map(|index| proxy(options, &nats, &simulator, logs, index, per_proxy))
-            .collect();
+        let (mut proxies, mut cables) = (Vec::new(), Vec::new());
+        for index in 0..options.proxies.max(1) {
+            let line = if options.fleet {
+                let cable = Cable::to(&nats.url()).await?;
+                let url = cable.url();
+                cables.push(cable);
+                url
+            } else {
+                nats.url()
+            };
+            let place = Place {
+                nats: line,
+                replicas: nats.replicas(),
+                index,
+                per_proxy,
+            };
+            proxies.push(proxy(options, &place, &simulator, logs));
+        }
         let mut run = Self {
             simulator,
             nats,
             proxies,
             frozen_proxies: Vec::new(),
+            cables,
+            cuts: Vec::new(),
             nats_back: None,
             struck: BTreeMap::new(),
         };
@@ -116,6 +141,7 @@ impl Run {
                 proxies: self.proxies.len(),
                 shards: options.shards,
                 nats_servers: options.nats_servers,
+                fleet: options.fleet,
             },
         );
         say(&format!(
@@ -140,9 +166,9 @@ impl Run {
     /// Waits, ending freezes and outages on the way.
     async fn wait_until(&mut self, at: Instant) -> anyhow::Result<()> {
         loop {
-            let next_proxy = self.frozen_proxies.iter().map(|(_, until)| *until).min();
-            let next = next_proxy
-                .into_iter()
+            let proxies = self.frozen_proxies.iter().chain(&self.cuts);
+            let next = proxies
+                .map(|(_, until)| *until)
                 .chain(self.nats_back.map(|away| away.until))
                 .min()
                 .filter(|next| *next < at);
@@ -161,6 +187,9 @@ impl Run {
             .collect();
         for (index, _) in due {
             self.proxies[index].signal(Signal::SIGCONT)?;
+        }
+        for (index, _) in self.cuts.extract_if(.., |(_, until)| *until <= now) {
+            self.cables[index].join();
         }
         if let Some(away) = self.nats_back
             && away.until <= now
@@ -205,6 +234,11 @@ impl Run {
             Trouble::FreezeProxy { proxy, lasts } => {
                 self.proxies[*proxy].signal(Signal::SIGSTOP)?;
                 self.frozen_proxies.push((*proxy, now + *lasts));
+            }
+            Trouble::CutProxy { proxy, lasts } => {
+                self.cables[*proxy].cut();
+                self.cuts.retain(|(cut, _)| cut != proxy);
+                self.cuts.push((*proxy, now + *lasts));
             }
             Trouble::KillNats { server, away } if self.nats_back.is_none() => {
                 tokio::task::block_in_place(|| self.nats.server(*server).kill9())?;
@@ -278,37 +312,39 @@ impl Run {
     }
 }
 
-fn proxy(
-    options: &Options,
-    nats: &Broker,
-    simulator: &Simulator,
-    logs: &Path,
+/// Where a proxy stands.
+struct Place {
+    nats: String,
+    replicas: usize,
     index: usize,
     per_proxy: u32,
-) -> Proxy {
-    let first = index as u32 * per_proxy;
-    let last = (first + per_proxy).min(options.shards).saturating_sub(1);
-    let name = format!("proxy-{index}");
-    let args = [
+}
+
+fn proxy(options: &Options, place: &Place, simulator: &Simulator, logs: &Path) -> Proxy {
+    let first = place.index as u32 * place.per_proxy;
+    let last = (first + place.per_proxy)
+        .min(options.shards)
+        .saturating_sub(1);
+    let name = format!("proxy-{}", place.index);
+    let mut args = vec![
         "run".to_owned(),
-        format!("--nats-url={}", nats.url()),
+        format!("--nats-url={}", place.nats),
         format!("--api-url={}", simulator.api_url()),
         format!("--shards={}", options.shards),
-        format!("--shard-ids={first}-{last}"),
         format!("--compression={}", options.compression),
-        format!("--replicas={}", nats.replicas()),
+        format!("--replicas={}", place.replicas),
         format!("--proxy-id={name}"),
         "--http=127.0.0.1:0".to_owned(),
         "--identify-reserve=0".to_owned(),
         "--startup-timeout=60s".to_owned(),
     ];
+    args.push(if options.fleet {
+        "--fleet".to_owned()
+    } else {
+        format!("--shard-ids={first}-{last}")
+    });
     let token = simulator.token().to_owned();
-    Proxy::new(
-        name.clone(),
-        args.to_vec(),
-        token,
-        logs.join(format!("{name}.log")),
-    )
+    Proxy::new(name.clone(), args, token, logs.join(format!("{name}.log")))
 }
 
 fn summarise(

@@ -17,6 +17,8 @@ pub(crate) enum Trouble {
     KillNats { server: usize, away: Duration },
     /// A server of the broker stands still for a while.
     FreezeNats { server: usize, lasts: Duration },
+    /// The line between a proxy and NATS passes nothing on for a while.
+    CutProxy { proxy: usize, lasts: Duration },
     /// Discord does something.
     Discord(Action),
 }
@@ -28,6 +30,7 @@ impl Trouble {
             Self::KillProxy { .. } => "kill proxy".to_owned(),
             Self::DrainProxy { .. } => "drain proxy".to_owned(),
             Self::FreezeProxy { .. } => "freeze proxy".to_owned(),
+            Self::CutProxy { .. } => "cut proxy off".to_owned(),
             Self::KillNats { .. } => "kill nats".to_owned(),
             Self::FreezeNats { .. } => "freeze nats".to_owned(),
             Self::Discord(Action::Fault { fault, .. } | Action::Wave { fault, .. }) => {
@@ -60,16 +63,12 @@ pub(crate) struct Targets {
     pub(crate) proxies: usize,
     pub(crate) shards: u32,
     pub(crate) nats_servers: usize,
+    pub(crate) fleet: bool,
 }
 
 /// The whole schedule. One in four troubles strikes within 300 ms of the one before: in the middle
 /// of its resume, replay, restart or drain.
-pub(crate) fn schedule(
-    seed: u64,
-    lasts: Duration,
-    every: Duration,
-    targets: Targets,
-) -> Vec<Step> {
+pub(crate) fn schedule(seed: u64, lasts: Duration, every: Duration, targets: Targets) -> Vec<Step> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut steps = Vec::new();
     let mut at = Duration::from_secs(2);
@@ -89,6 +88,13 @@ pub(crate) fn schedule(
 
 fn trouble(rng: &mut fastrand::Rng, targets: Targets) -> Trouble {
     let proxy = rng.usize(0..targets.proxies.max(1));
+    // One in eight troubles of a fleet; other schedules draw nothing for it.
+    if targets.fleet && rng.u8(0..8) == 0 {
+        return Trouble::CutProxy {
+            proxy,
+            lasts: millis(rng, 200, 8_000),
+        };
+    }
     match rng.u8(0..100) {
         0..=9 => Trouble::KillProxy { proxy },
         10..=13 => Trouble::DrainProxy { proxy },
@@ -191,6 +197,7 @@ mod tests {
                     proxies: 2,
                     shards: 16,
                     nats_servers: 3,
+                    fleet: true,
                 },
             )
         };

@@ -253,7 +253,9 @@ async fn longest_waits(fleet: &Fleet, from: u64) -> anyhow::Result<BTreeMap<u32,
         }
     }
     let durations = longest.into_iter();
-    Ok(durations.map(|(shard, us)| (shard, micros(Some(us)))).collect())
+    Ok(durations
+        .map(|(shard, us)| (shard, micros(Some(us))))
+        .collect())
 }
 
 /// All shards of a new bot, as fast as Discord lets them.
@@ -305,7 +307,10 @@ async fn settle(fleet: &Fleet) -> anyhow::Result<AuditReport> {
 
 /// Says what the audit found; true when all is well.
 fn conclude(report: &AuditReport, reached: bool, logs: &std::path::Path) -> bool {
-    let rude = report.violations.keys().any(|rule| *rule != Rule::ResumeOnMainUrl);
+    let rude = report
+        .violations
+        .keys()
+        .any(|rule| *rule != Rule::ResumeOnMainUrl);
     let passed = reached && report.is_clean() && !rude;
     drop(writeln!(std::io::stdout(), "{report}"));
     if passed {

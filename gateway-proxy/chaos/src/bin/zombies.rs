@@ -78,9 +78,9 @@ async fn run(options: Options) -> anyhow::Result<bool> {
         sleep(freeze.saturating_sub(taken)).await;
         holder.signal(Signal::SIGCONT)?;
         let on = Instant::now();
-        let code = timeout(PATIENCE, holder.ended())
-            .await
-            .with_context(|| format!("{} still runs {PATIENCE:?} after it went on", holder.name))??;
+        let code = timeout(PATIENCE, holder.ended()).await.with_context(|| {
+            format!("{} still runs {PATIENCE:?} after it went on", holder.name)
+        })??;
         say(&format!(
             "| {freeze:?} | {taken:.0?} | {:.0?} | {code:?} |",
             on.elapsed()
