@@ -79,9 +79,14 @@ impl Publisher {
         self.kept_bytes.load(Ordering::Relaxed) < self.limit_bytes
     }
 
-    /// Whether a shard may read without waiting for its turn: there is room, and nobody waits for it.
+    /// Whether nobody waits for room.
+    pub(crate) fn is_unclaimed(&self) -> bool {
+        self.room.is_unclaimed()
+    }
+
+    /// Whether a shard may read on without waiting for its turn: there is room, and nobody waits for it.
     pub(crate) fn is_open(&self) -> bool {
-        self.has_room() && self.room.is_unclaimed()
+        self.has_room() && self.is_unclaimed()
     }
 
     /// Waits until [`Publisher::has_room`] and everybody who waited before has had a turn.

@@ -157,6 +157,8 @@ pub(crate) struct ShardTask {
     full_since: Option<Instant>,
     // Our place in the queue for room, kept over other wake-ups.
     turn: Option<AwaitedTurn>,
+    // The socket may hold more, and others wait for room.
+    yields: bool,
     // What ended the last connection, for the counter and the state change.
     ended_by: String,
     connected_before: bool,
@@ -193,6 +195,7 @@ impl ShardTask {
             stage: Stage::Running,
             full_since: None,
             turn: None,
+            yields: false,
             ended_by: "start".to_owned(),
             connected_before: false,
             had_session,
@@ -266,26 +269,21 @@ impl ShardTask {
         }
     }
 
-    /// Whether the socket is read now; tells the session when that changes.
+    /// Whether the socket is read now; tells the session when that ends. Who waits for room does so
+    /// until its turn.
     fn update_reading(&mut self) -> bool {
-        let room = self.parts.publisher.is_open();
-        let now = Instant::now();
-        match (room, self.full_since) {
-            (false, None) => {
-                self.full_since = Some(now);
+        let room = self.parts.publisher.has_room();
+        if self.full_since.is_none() && (self.yields || !room) {
+            let now = Instant::now();
+            self.full_since = Some(now);
+            self.session.handle_reading(false, now);
+            if !room {
                 self.shared.metrics.window_full.increment();
-                self.session.handle_reading(false, now);
                 debug!(shard = %self.shard(), "publish buffer full: the socket is not read");
             }
-            (true, Some(_)) => {
-                self.full_since = None;
-                self.turn = None;
-                self.session
-                    .handle_reading(self.stage == Stage::Running, now);
-            }
-            (true, None) | (false, Some(_)) => {}
         }
-        room && self.stage == Stage::Running
+        self.yields = false;
+        self.full_since.is_none() && self.stage == Stage::Running
     }
 
     fn handle(&mut self, wake: Wake, link: &mut Link) {
@@ -307,7 +305,10 @@ impl ShardTask {
             Wake::Dialed(Dialed::TakenOver(proxy)) | Wake::TakenOver(proxy) => {
                 self.taken_over(&proxy);
             }
-            Wake::Received(received) => self.take_in(received, link, now),
+            Wake::Received(received) => {
+                let more = self.take_in(received, link, Publisher::is_open, now);
+                self.yields = more && !self.parts.publisher.is_unclaimed();
+            }
             Wake::Granted(permit) => self.granted(permit, now),
             Wake::Deadline => {
                 self.session.handle_timeout(fastrand::f64(), now);
@@ -315,8 +316,16 @@ impl ShardTask {
             }
             Wake::Room(turn) => {
                 self.turn = None;
-                self.take_turn(link, now);
+                let more = self.take_turn(link, now);
                 drop(turn);
+                if more && !self.parts.publisher.is_open() {
+                    // To the end of the queue.
+                    self.full_since = Some(now);
+                } else {
+                    self.full_since = None;
+                    self.session
+                        .handle_reading(self.stage == Stage::Running, now);
+                }
             }
             Wake::Overloaded => {
                 // Not if something was stored since the deadline was set.
@@ -339,14 +348,16 @@ impl ShardTask {
         overloaded_at(self.full_since, self.parts.publisher.last_progress())
     }
 
-    /// Takes what the socket holds already; the next shard waits.
-    fn take_turn(&mut self, link: &mut Link, now: Instant) {
+    /// Takes what the socket holds already; the next shard waits. True: it may hold more. Who has read
+    /// all leaves the queue, or shards without anything to read would take turns for ever.
+    fn take_turn(&mut self, link: &mut Link, now: Instant) -> bool {
         if self.stage == Stage::Running
             && let Link::Up(up) = link
             && let Some(first) = up.0.receive().now_or_never()
         {
-            self.take_in(first, link, now);
+            return self.take_in(first, link, Publisher::has_room, now);
         }
+        false
     }
 
     fn connected(&mut self, socket: Socket, link: &mut Link, now: Instant) {
@@ -386,18 +397,24 @@ impl ShardTask {
         }
     }
 
-    /// Takes what is there, up to a burst.
-    fn take_in(&mut self, first: Received, link: &mut Link, now: Instant) {
+    /// Takes what is there, up to a burst, while it may go on. True: the socket may hold more.
+    fn take_in(
+        &mut self,
+        first: Received,
+        link: &mut Link,
+        may_go_on: fn(&Publisher) -> bool,
+        now: Instant,
+    ) -> bool {
         let mut next = Some(first);
         for _ in 0..READ_BURST {
-            let Link::Up(up) = link else { return };
+            let Link::Up(up) = link else { return false };
             let (socket, inflater) = &mut **up;
             let received = match next.take() {
                 Some(received) => received,
-                None if !self.parts.publisher.has_room() => return,
+                None if !may_go_on(&self.parts.publisher) => return true,
                 None => match socket.receive().now_or_never() {
                     Some(received) => received,
-                    None => return,
+                    None => return false,
                 },
             };
             match received {
@@ -412,14 +429,15 @@ impl ShardTask {
                 Received::Closed { code, reason } => {
                     self.closed(code, &reason, now);
                     *link = Link::Down;
-                    return;
+                    return false;
                 }
             }
             if self.session.has_actions() {
                 // A heartbeat that is asked for, or the end of this connection.
-                return;
+                return true;
             }
         }
+        true
     }
 
     fn closed(&mut self, code: Option<u16>, reason: &str, now: Instant) {

@@ -56,7 +56,8 @@ const OVERLOADED: &str = "gateway_proxy_reconnects_total{reason=\"overloaded\"}"
 
 /// No shard was closed because nothing was stored.
 async fn expect_no_harm(proxy: &Proxy) {
-    assert_eq!(metric(proxy, OVERLOADED).await, 0);
+    let closed = metric(proxy, OVERLOADED).await;
+    assert_eq!(closed, 0, "{}", proxy.log().join("\n"));
 }
 
 // --- no room
