@@ -32,6 +32,8 @@ const REFUSED_REST: Duration = Duration::from_secs(5);
 const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
 /// Attempts to say what became of a grant; unsaid, its bucket stays taken for some seconds longer.
 const REPORT_ATTEMPTS: u32 = 3;
+/// How long an IDENTIFY may be on its way to Discord, unless READY comes before.
+const ON_THE_WAY: Duration = Duration::from_millis(300);
 /// Asks that wait for the limiter: one per shard of a large process, and others' as NATS brings them.
 pub(crate) const ASKS_MAX: usize = 4_096;
 
@@ -233,6 +235,17 @@ impl Identifies {
                 }
                 tokio::time::sleep(ASK_AGAIN).await;
             }
+        }));
+    }
+
+    /// Says that the IDENTIFY of a grant is on its way. Not at once: Discord counts from when it arrives, and
+    /// READY, which comes sooner as a rule, proves that it has.
+    pub(crate) fn report_sent(self: &Arc<Self>, shard: ShardId, grant: u64) {
+        let identifies = Arc::clone(self);
+        // Ends after its one sleep.
+        drop(tokio::spawn(async move {
+            tokio::time::sleep(ON_THE_WAY).await;
+            identifies.report(shard, grant, IdentifyOutcome::Sent);
         }));
     }
 

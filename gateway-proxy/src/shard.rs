@@ -604,7 +604,7 @@ impl ShardTask {
         }
         self.identified = self.permitted.take();
         if let Some(grant) = self.identified {
-            self.report(grant, IdentifyOutcome::Sent);
+            self.shared.identifies.report_sent(self.shard(), grant);
         }
     }
 

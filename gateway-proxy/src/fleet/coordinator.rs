@@ -361,12 +361,9 @@ impl Coordinator {
     pub(crate) fn restart(
         &self,
         shard: u32,
-        view: &View,
-        now: Instant,
+        holder: Option<ProxyId>,
     ) -> Result<FleetReply, Refusal> {
-        let holds = |member: &Member| member.shards.iter().any(|held| held.id() == shard);
-        let holder = view.live(now).find(|(_, member)| holds(member));
-        let Some((proxy, _)) = holder else {
+        let Some(proxy) = holder else {
             return Err(Refusal::new(404, format!("no proxy holds shard {shard}")));
         };
         Ok(FleetReply {

@@ -31,8 +31,8 @@ pub enum Action {
         expected_revision: u64,
     },
     /// Run the shard: RESUME from its checkpoint, or IDENTIFY when there is none. From here on its
-    /// record is written regularly, each time by compare-and-set; each success is told by
-    /// [`Handover::handle_written`].
+    /// record is written regularly, each time by compare-and-set with [`Handover::revision`]; the
+    /// watch shows the success, [`Handover::handle_recorded`] tells it sooner.
     Start {
         /// The shard.
         shard: ShardId,
@@ -261,39 +261,49 @@ impl Handover {
         self.dirty.insert(shard);
     }
 
-    /// A write of the shard's record by this member is done: claim, release or the regular one.
+    /// The write that [`Action::Claim`] or [`Action::Release`] asked for is done.
     pub fn handle_written(&mut self, shard: ShardId, revision: u64, now: Instant) {
-        let ours = Owner {
-            proxy: self.me.clone(),
-            instance: Some(self.instance.clone()),
-            revision,
-            seen_at: now,
-        };
         let Some(known) = self.shards.get_mut(&shard) else {
             return;
         };
-        let newest = revision > known.revision;
-        if newest {
+        let owner = match known.hold {
+            Hold::Claiming => Some(Owner {
+                proxy: self.me.clone(),
+                instance: Some(self.instance.clone()),
+                revision,
+                seen_at: now,
+            }),
+            Hold::Releasing => None,
+            Hold::Away | Hold::Running | Hold::Stopping | Hold::Stopped | Hold::Abandoning => {
+                return;
+            }
+        };
+        known.hold = Hold::Away;
+        if revision > known.revision {
             known.revision = revision;
             known.unsure = false;
-        }
-        match known.hold {
-            Hold::Claiming => {
-                known.hold = Hold::Away;
-                if newest {
-                    known.owner = Some(ours);
-                }
-            }
-            Hold::Releasing => {
-                known.hold = Hold::Away;
-                if newest {
-                    known.owner = None;
-                }
-            }
-            Hold::Running | Hold::Stopping | Hold::Stopped if newest => known.owner = Some(ours),
-            Hold::Running | Hold::Stopping | Hold::Stopped | Hold::Abandoning | Hold::Away => {}
+            known.owner = owner;
         }
         self.dirty.insert(shard);
+    }
+
+    /// A regular write of the shard's record is done. It may be answered when a release is on its way
+    /// already, which then has lost.
+    pub fn handle_recorded(&mut self, shard: ShardId, revision: u64, now: Instant) {
+        let Some(known) = self.shards.get_mut(&shard) else {
+            return;
+        };
+        if revision > known.revision && known.hold != Hold::Away {
+            known.revision = revision;
+            known.unsure = false;
+            known.owner = Some(Owner {
+                proxy: self.me.clone(),
+                instance: Some(self.instance.clone()),
+                revision,
+                seen_at: now,
+            });
+            self.dirty.insert(shard);
+        }
     }
 
     /// A claim or release was refused (after [`Handover::handle_record`] with what stands there), failed
@@ -480,3 +490,6 @@ fn wanted<'a>(plan: Option<&'a Plan>, me: &ProxyId, shard: ShardId) -> Wanted<'a
         None => Wanted::Nowhere,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use schemas::health::FleetHealth;
+use schemas::{Member, ProxyId, ShardId};
 use tracing::info;
 
 use super::Agent;
@@ -42,7 +43,7 @@ impl Agent {
                     info!(shard, fresh, "an operator wants this shard to connect anew");
                 }
                 if leads {
-                    answer.send(self.coordinator.restart(shard, &self.view, now));
+                    answer.send(self.coordinator.restart(shard, self.holder_of(shard, now)));
                 }
             }
             Wish::Reshard { answer } => {
@@ -60,6 +61,22 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Who holds a shard: by its record in a fleet, by the heartbeats outside one.
+    fn holder_of(&self, id: u32, now: Instant) -> Option<ProxyId> {
+        let by_record = || {
+            let count = self.handover.plan()?.shard_count;
+            let owner = self.handover.owner(ShardId::new(id, count).ok()?)?;
+            let lives = self.view.member(&owner.proxy, now).is_some();
+            lives.then(|| owner.proxy.clone())
+        };
+        by_record().or_else(|| {
+            let holds = |member: &Member| member.shards.iter().any(|held| held.id() == id);
+            let mut members = self.view.live(now);
+            let holder = members.find(|(_, member)| holds(member));
+            holder.map(|(proxy, _)| proxy.clone())
+        })
     }
 
     /// What this proxy waits for before it has what it shall have.

@@ -263,20 +263,30 @@ impl<'a> Table<'a> {
     /// does not have a neighbouring shard already.
     fn emptiest(&self, shard: u32) -> Option<Index> {
         let (before, after) = self.neighbours(shard);
-        let mut best: Option<(Index, u32)> = None;
+        let near = |index: Index| self.nearness(index, before, after);
+        // The neighbours are looked at only among equals: this is the planner's innermost loop.
+        let mut best: Option<(Index, Option<u32>)> = None;
         for (index, row) in self.members.iter().enumerate() {
             if !row.open || !row.has_room() {
                 continue;
             }
-            let near = self.nearness(index, before, after);
-            let better = best.is_none_or(|(other, other_near)| {
-                let other = &self.members[other];
-                let order = row.is.hot.cmp(&other.is.hot);
-                let order = order.then_with(|| row.fuller(other));
-                order.then(near.cmp(&other_near)) == Ordering::Less
-            });
-            if better {
-                best = Some((index, near));
+            let Some((other, other_near)) = best else {
+                best = Some((index, None));
+                continue;
+            };
+            let emptiest = &self.members[other];
+            let order = row.is.hot.cmp(&emptiest.is.hot);
+            match order.then_with(|| row.fuller(emptiest)) {
+                Ordering::Less => best = Some((index, None)),
+                Ordering::Equal => {
+                    let other_near = other_near.unwrap_or_else(|| near(other));
+                    let own = (other_near > 0).then(|| near(index));
+                    best = match own.filter(|own| *own < other_near) {
+                        Some(own) => Some((index, Some(own))),
+                        None => Some((other, Some(other_near))),
+                    };
+                }
+                Ordering::Greater => {}
             }
         }
         best.map(|(index, _)| index)

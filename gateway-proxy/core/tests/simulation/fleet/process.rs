@@ -457,10 +457,14 @@ impl Process {
             }
             (Why::Lead, Ok(revision)) => self.candidate.handle_written(revision, sent_at, now),
             (Why::Lead, Err(_)) => self.candidate.handle_refused(Current::Other, now),
-            (Why::Shard(shard, act), Ok(revision)) => {
-                if act == Act::Regular {
-                    self.writing.remove(&shard);
+            (Why::Shard(shard, Act::Regular), Ok(revision)) => {
+                self.writing.remove(&shard);
+                // The watch shows it too.
+                if self.rng.bool() {
+                    self.handover.handle_recorded(shard, revision, now);
                 }
+            }
+            (Why::Shard(shard, _), Ok(revision)) => {
                 self.handover.handle_written(shard, revision, now);
             }
             (Why::Shard(shard, act), Err(entry)) => {

@@ -330,9 +330,10 @@ impl World {
                 .collect();
             writeln!(
                 text,
-                "{} #{} member {} leads {:?} frozen {} cut {} drains {} plan {:?} {}",
+                "{} #{} max {:?} member {} leads {:?} frozen {} cut {} drains {} plan {:?} {}",
                 process.settings.name,
                 process.settings.number,
+                process.settings.max_shards,
                 process.fence.may_act(local),
                 process.candidate.leads(local),
                 self.now < node.frozen_until,
@@ -342,6 +343,21 @@ impl World {
                 held.join(" ")
             )
             .unwrap();
+        }
+        let plan = self.bucket.get(&Key::Plan).map(|entry| &entry.value);
+        let plan = plan.map(|value| match value {
+            Value::Plan(plan) => format!("{:?}", plan.shards),
+            other => format!("{other:?}"),
+        });
+        writeln!(text, "{plan:?}").unwrap();
+        for id in 0..self.shard_count {
+            let shard = ShardId::new(id, self.shard_count).unwrap();
+            if let Some(entry) = self.bucket.get(&Key::Shard(shard))
+                && let Value::Shard(record) = &entry.value
+            {
+                let owner = record.owner_instance.as_deref();
+                writeln!(text, "{shard} at {}: {owner:?}", entry.revision).unwrap();
+            }
         }
         text
     }
