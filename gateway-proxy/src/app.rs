@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint::{self, Found};
 use crate::cli::Started;
+use crate::commands::Commands;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::gateway_url::GatewayUrl;
@@ -101,6 +102,7 @@ fn spawn_background(
     spawn_until(stop, queue.run(started.api.clone()));
     let gateway = Arc::clone(&shared.gateway);
     spawn_until(stop, gateway.run(started.api.clone()));
+    spawn_until(stop, Arc::clone(&shared.commands).run());
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
 }
@@ -328,6 +330,7 @@ fn shared(
         compression: config.compression(),
         filter: config.events().clone(),
         identifies,
+        commands: Commands::new(started.nats.client.clone(), config.prefix().clone()),
         ownership,
         held: started.shards.len().into(),
         metrics: started.metrics.clone(),

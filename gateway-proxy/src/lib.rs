@@ -21,6 +21,7 @@ pub use cli::main_with;
 
 mod app;
 mod checkpoint;
+mod commands;
 mod gateway_url;
 mod identify;
 mod ownership;

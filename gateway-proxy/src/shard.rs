@@ -23,6 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use crate::commands::{Commands, Port};
 use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) compression: Compression,
     pub(crate) filter: EventFilter,
     pub(crate) identifies: Arc<IdentifyQueue>,
+    pub(crate) commands: Arc<Commands>,
     pub(crate) ownership: Ownership,
     /// Shards this process still holds.
     pub(crate) held: AtomicUsize,
@@ -118,6 +120,8 @@ enum Wake {
     Deadline,
     /// The publish buffer has room again.
     Room,
+    /// A user's command came in, or may be sent.
+    Command,
     /// The publish buffer stayed full.
     Overloaded,
     Stage,
@@ -142,6 +146,7 @@ pub(crate) struct ShardTask {
     skipped: u64,
     // The standstills of the process until which the shard is known to be ours.
     confirmed: Arc<AtomicU64>,
+    commands: Port,
 }
 
 impl ShardTask {
@@ -154,6 +159,7 @@ impl ShardTask {
     ) -> Self {
         let intake = Intake::new(Arc::clone(&shared), parts.clone(), alive_ms);
         let had_session = session.id().is_some();
+        let commands = shared.commands.open(session.shard());
         Self {
             shared,
             parts,
@@ -167,6 +173,7 @@ impl ShardTask {
             had_session,
             skipped: 0,
             confirmed: Arc::default(),
+            commands,
         }
     }
 
@@ -200,6 +207,8 @@ impl ShardTask {
         let lost = Arc::clone(&self.parts.lost);
         let publisher = Arc::clone(&self.parts.publisher);
         let full = self.full_since.is_some();
+        let ready = self.session.phase() == Phase::Ready;
+        let commands = self.commands.due(ready);
         let grant = async {
             match &mut self.grant {
                 Some(grant) => grant.await,
@@ -222,9 +231,11 @@ impl ShardTask {
             proxy = lost.lost() => Wake::TakenOver(proxy),
             // 3: the right to identify: its window passes.
             () = grant => Wake::Granted,
-            // 4: frames and the dial.
+            // 4: users' commands: few, by their budget.
+            () = commands => Wake::Command,
+            // 5: frames and the dial.
             wake = connection => wake,
-            // 5: back-pressure.
+            // 6: back-pressure.
             () = publisher.room(), if full => Wake::Room,
             () = overloaded => Wake::Overloaded,
         }
@@ -278,7 +289,7 @@ impl ShardTask {
                 }
             }
             Wake::Deadline => self.session.handle_timeout(fastrand::f64(), now),
-            Wake::Room => {}
+            Wake::Room | Wake::Command => {}
             Wake::Overloaded => {
                 self.full_since = Some(now);
                 self.session.pause(Duration::ZERO, now);
@@ -397,6 +408,7 @@ impl ShardTask {
                 }
             }
         }
+        self.send_commands(link).await;
         if self.session.phase() == Phase::Stopped {
             if self.parts.lost.is_lost() {
                 self.parts.status.set_reason(self.ended_by.clone());
@@ -491,6 +503,15 @@ impl ShardTask {
         if let Err(reason) = up.0.send(payload).await {
             *link = Link::Down;
             self.closed(None, &reason, Instant::now());
+        }
+    }
+
+    async fn send_commands(&mut self, link: &mut Link) {
+        while let Some((ticket, payload)) = self.commands.next(&mut self.session).await {
+            self.send(payload, link).await;
+            self.commands
+                .sent(ticket, matches!(link, Link::Up(_)))
+                .await;
         }
     }
 
