@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cli::Started;
+use crate::commands::Commands;
 use crate::config::{Compression, Config};
 use crate::exit::Fatal;
 use crate::fence::Fence;
@@ -156,6 +157,7 @@ fn spawn_background(
 ) {
     let gateway = Arc::clone(&shared.gateway);
     spawn_until(stop, gateway.run(started.api.clone()));
+    spawn_until(stop, Arc::clone(&shared.commands).run());
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
     let progress = progress::run(Arc::clone(&started.process), started.config.log_format());
@@ -284,6 +286,7 @@ fn shared(
         identifies: Arc::clone(&desks.identifies),
         silent_after: config.silent_after(),
         process: Arc::clone(&started.process),
+        commands: Commands::new(started.nats.client.clone(), config.prefix().clone()),
         ownership,
         metrics: started.metrics.clone(),
         proxy: config.proxy_id().clone(),

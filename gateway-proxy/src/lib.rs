@@ -22,6 +22,7 @@ pub use cli::main_with;
 mod app;
 mod checkpoint;
 mod claim;
+mod commands;
 mod fence;
 mod fleet;
 mod gateway_url;

@@ -28,6 +28,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use crate::commands::{Commands, Port};
 use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
 use crate::exit::Fatal;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) identifies: Arc<Identifies>,
     pub(crate) silent_after: Option<Duration>,
     pub(crate) process: Arc<ProcessStatus>,
+    pub(crate) commands: Arc<Commands>,
     pub(crate) ownership: Ownership,
     pub(crate) metrics: Metrics,
     pub(crate) proxy: schemas::ProxyId,
@@ -121,6 +123,8 @@ enum Wake {
     Deadline,
     /// The publish buffer has room again, and it is our turn.
     Room(Turn),
+    /// A user's command came in, or may be sent.
+    Command,
     /// The publish buffer stayed full, perhaps for too long.
     Overloaded,
     Stage,
@@ -168,6 +172,7 @@ pub(crate) struct ShardTask {
     // The standstills of the process until which the shard is known to be ours.
     confirmed: Arc<AtomicU64>,
     orders: mpsc::Receiver<Order>,
+    commands: Port,
 }
 
 impl ShardTask {
@@ -183,6 +188,7 @@ impl ShardTask {
         let had_session = session.id().is_some();
         let silence = shared.silent_after;
         let silence = silence.map(|shortest| Silence::new(Limits { shortest }));
+        let commands = shared.commands.open(session.shard());
         Self {
             shared,
             parts,
@@ -202,6 +208,7 @@ impl ShardTask {
             skipped: 0,
             confirmed: Arc::default(),
             orders,
+            commands,
         }
     }
 
@@ -238,6 +245,8 @@ impl ShardTask {
             self.turn = Some(awaited_turn(&self.parts.publisher));
         }
         let turn = next_turn(&mut self.turn);
+        let ready = self.session.phase() == Phase::Ready;
+        let commands = self.commands.due(ready);
         let grant = async {
             match &mut self.grant {
                 Some(grant) => grant.await,
@@ -261,9 +270,11 @@ impl ShardTask {
             Some(order) = self.orders.recv() => Wake::Ordered(order),
             // 3: the right to identify: its window passes.
             permit = grant => Wake::Granted(permit),
-            // 4: frames and the dial.
+            // 4: users' commands: few, by their budget.
+            () = commands => Wake::Command,
+            // 5: frames and the dial.
             wake = connection => wake,
-            // 5: back-pressure.
+            // 6: back-pressure.
             turn = turn => Wake::Room(turn),
             () = overloaded => Wake::Overloaded,
         }
@@ -327,6 +338,7 @@ impl ShardTask {
                         .handle_reading(self.stage == Stage::Running, now);
                 }
             }
+            Wake::Command => {}
             Wake::Overloaded => {
                 // Not if something was stored since the deadline was set.
                 if self.overloaded_at().is_some_and(|at| at <= now) {
@@ -481,6 +493,7 @@ impl ShardTask {
                 }
             }
         }
+        self.send_commands(link).await;
         if self.session.phase() == Phase::Stopped {
             if self.parts.lost.is_lost() {
                 self.parts.status.set_reason(self.ended_by.clone());
@@ -614,6 +627,15 @@ impl ShardTask {
         if let Err(reason) = sent {
             *link = Link::Down;
             self.closed(None, &reason, Instant::now());
+        }
+    }
+
+    async fn send_commands(&mut self, link: &mut Link) {
+        while let Some((ticket, payload)) = self.commands.next(&mut self.session).await {
+            self.send(payload, link).await;
+            self.commands
+                .sent(ticket, matches!(link, Link::Up(_)))
+                .await;
         }
     }
 

@@ -187,6 +187,13 @@ pub struct CommandReply {
     /// Why it was rejected, for people; null otherwise.
     #[serde(default)]
     pub error: Option<String>,
+    /// Only when an equal member request was sent before this one or waits already, and this one is
+    /// not sent: the nonce that the chunks carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged_with_nonce: Option<String>,
+    /// With a merged request that was sent: milliseconds since; chunks may have come already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_ms_ago: Option<u64>,
 }
 
 impl CommandReply {
@@ -197,6 +204,8 @@ impl CommandReply {
             status: CommandStatus::Sent,
             retry_after_ms: None,
             error: None,
+            merged_with_nonce: None,
+            sent_ms_ago: None,
         }
     }
 
@@ -207,6 +216,24 @@ impl CommandReply {
             status: CommandStatus::Queued,
             retry_after_ms: Some(retry_after_ms),
             error: None,
+            merged_with_nonce: None,
+            sent_ms_ago: None,
+        }
+    }
+
+    /// An equal member request answers this one too: it was sent so long ago, or waits.
+    #[must_use]
+    pub fn merged(nonce: Option<String>, sent_ms_ago: Option<u64>) -> Self {
+        let status = if sent_ms_ago.is_some() {
+            CommandStatus::Sent
+        } else {
+            CommandStatus::Queued
+        };
+        Self {
+            status,
+            merged_with_nonce: nonce,
+            sent_ms_ago,
+            ..Self::sent()
         }
     }
 
@@ -217,6 +244,7 @@ impl CommandReply {
             status: CommandStatus::Rejected,
             retry_after_ms,
             error: Some(error.to_string()),
+            ..Self::sent()
         }
     }
 }

@@ -557,8 +557,7 @@ async fn storm(storm: Storm) {
         ms: None,
     });
     simulator.set_load(Load::quiet());
-    truth::all_stored(&world, &simulator).await;
-    let truth = truth::of(&world, &simulator, out, storm.shards).await;
+    let truth = truth::when_all_is_stored(&world, &simulator, out, storm.shards).await;
     until_within(10, "the directory to equal the truth", async || {
         let known = truth::known(&directory).await?;
         (known == truth).then_some(())

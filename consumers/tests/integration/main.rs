@@ -14,6 +14,7 @@ mod proxy;
 mod registration;
 mod resilience;
 mod rest;
+mod sender;
 mod shards;
 mod shared_events;
 mod simulator;

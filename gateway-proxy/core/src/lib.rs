@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod checkpoint;
 pub mod close;
+pub mod commands;
 pub mod fleet;
 pub mod frame;
 pub mod identify;

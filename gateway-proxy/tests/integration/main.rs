@@ -5,6 +5,7 @@
 mod admin;
 mod bad_input;
 mod cli;
+mod commands;
 mod continuity;
 mod exit_codes;
 mod fleet;

@@ -64,6 +64,13 @@ impl Prefix {
         format!("{}.shard.{shard}.events.*.{}", self.0, EventToken(event))
     }
 
+    /// Subjects of one event of one guild, whatever its shard:
+    /// `discord.shard.*.events.7.GUILD_MEMBERS_CHUNK`.
+    #[must_use]
+    pub fn event_of_guild(&self, guild: crate::GuildId, event: &str) -> String {
+        format!("{}.shard.*.events.{guild}.{}", self.0, EventToken(event))
+    }
+
     /// Subject that a service answers a query by id on: `discord.query.guild.*`.
     #[must_use]
     pub fn query_by_any_id(&self, what: &str) -> String {

@@ -12,38 +12,31 @@ use testkit::simulator::Simulator;
 
 use crate::world::{World, patience};
 
-/// Waits until every dispatch the simulator made is in the stream.
-pub(super) async fn all_stored(world: &World, simulator: &Simulator) {
-    let deadline = Instant::now() + patience() * 3;
-    loop {
-        let ledger = simulator.ledger();
-        let mut stream = world.jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
-        let stored = stream.info().await.unwrap().state.messages;
-        let sessions = ledger.sessions.iter();
-        let made: Vec<_> = sessions
-            .map(|session| (session.shard, session.entries.len()))
-            .collect();
-        let all: usize = made.iter().map(|(_, events)| events).sum();
-        if stored >= all as u64 {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{stored} of {all} events are stored: {made:?} {:?}",
-            ledger.lifecycle
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Every guild as the directory should know it.
-pub(super) async fn of(
+/// Every guild as the directory should know it, once every dispatch of the simulator is stored.
+pub(super) async fn when_all_is_stored(
     world: &World,
     simulator: &Simulator,
     unavailable: usize,
     shards: u32,
 ) -> BTreeMap<Snowflake, GuildInfo> {
+    let deadline = Instant::now() + patience() * 3;
+    loop {
+        let (stored, guilds) = read(world).await;
+        let ledger = simulator.ledger();
+        let made = ledger.events();
+        if stored >= made {
+            return judged(guilds, simulator, unavailable, shards);
+        }
+        let (steps, late) = (&ledger.lifecycle, Instant::now() >= deadline);
+        assert!(!late, "{stored} of {made} events are stored: {steps:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How many dispatches the stream holds, and what they tell.
+async fn read(world: &World) -> (u64, BTreeMap<String, Naive>) {
     let mut guilds: BTreeMap<String, Naive> = BTreeMap::new();
+    let mut dispatches = 0;
     let stream = world.jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
     let last = stream.cached_info().state.last_sequence;
     let config = pull::OrderedConfig {
@@ -57,12 +50,22 @@ pub(super) async fn of(
         let seq = message.info().unwrap().stream_sequence;
         if let Ok(Subject::Event { event, .. }) = Subject::parse(&world.prefix, &message.subject) {
             let frame: Value = serde_json::from_slice(&message.payload).unwrap();
+            dispatches += u64::from(frame["s"].is_u64());
             fold(&mut guilds, event, &frame["d"]);
         }
         if seq >= last {
             break;
         }
     }
+    (dispatches, guilds)
+}
+
+fn judged(
+    guilds: BTreeMap<String, Naive>,
+    simulator: &Simulator,
+    unavailable: usize,
+    shards: u32,
+) -> BTreeMap<Snowflake, GuildInfo> {
     let ids = simulator.guild_ids();
     assert_eq!(guilds.len(), ids.len(), "the stream tells of every guild");
     let out: BTreeSet<u64> = ids.iter().copied().take(unavailable).collect();

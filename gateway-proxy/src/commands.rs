@@ -1,0 +1,261 @@
+//! The way in for users' gateway commands: listens on `….commands` for the shards this process
+//! holds, and answers each request with what became of it.
+//!
+//! What may be sent and when is decided by `core::commands` and the session's budget. A proxy says
+//! nothing about guilds whose shard it does not hold: another proxy answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Message, Subscriber};
+use futures_util::StreamExt;
+use gateway_proxy_core::commands::{CommandQueue, Placed, Refusal};
+use gateway_proxy_core::session::{Phase, Session};
+use schemas::{CommandReply, GatewayCommand, Prefix, ShardId, Subject};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
+
+/// Requests on their way to one shard's task; more are refused at once.
+const REQUESTS_MAX: usize = 64;
+/// What a shard without a connection tells when to ask again: about a reconnect.
+const NOT_READY_RETRY_MS: u64 = 1000;
+/// What a full way in tells when to ask again.
+const FULL_RETRY_MS: u64 = 1000;
+/// Pause before a subscription that could not be made is tried again.
+const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// One request with the inbox of its asker.
+#[derive(Debug)]
+struct Request {
+    message: Message,
+}
+
+/// The commands of all shards of this process.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    client: Client,
+    prefix: Prefix,
+    ports: Mutex<BTreeMap<ShardId, mpsc::Sender<Request>>>,
+}
+
+impl Commands {
+    pub(crate) fn new(client: Client, prefix: Prefix) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            prefix,
+            ports: Mutex::default(),
+        })
+    }
+
+    /// Opens a shard's way in; it closes when the port is dropped.
+    pub(crate) fn open(self: &Arc<Self>, shard: ShardId) -> Port {
+        let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
+        self.ports().insert(shard, requests.clone());
+        let (hub, way_in) = (Arc::clone(self), requests.clone());
+        let listening = async move {
+            let subject = Subject::ShardCommands { shard: shard.id() }.with_prefix(&hub.prefix);
+            let mut messages = hub.subscribe(subject).await;
+            while let Some(message) = messages.next().await {
+                hub.hand_over(&way_in, message).await;
+            }
+        };
+        Port {
+            hub: Arc::clone(self),
+            shard,
+            inbox,
+            requests,
+            queue: CommandQueue::new(shard),
+            askers: HashMap::new(),
+            last_ticket: 0,
+            _listening: AbortOnDropHandle::new(tokio::spawn(listening)),
+        }
+    }
+
+    /// Listens for commands by guild, for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut messages = self.subscribe(self.prefix.all_guild_commands()).await;
+        while let Some(message) = messages.next().await {
+            let subject = Subject::parse(&self.prefix, &message.subject);
+            let Ok(Subject::GuildCommands { guild }) = subject else {
+                continue;
+            };
+            let held = self.ports().iter().find_map(|(shard, port)| {
+                (guild.shard(shard.count()) == shard.id()).then(|| port.clone())
+            });
+            // Silence: the proxy that holds the guild's shard answers.
+            let Some(port) = held else { continue };
+            self.hand_over(&port, message).await;
+        }
+    }
+
+    async fn subscribe(&self, subject: String) -> Subscriber {
+        loop {
+            match self.client.subscribe(subject.clone()).await {
+                Ok(subscriber) => return subscriber,
+                Err(error) => {
+                    warn!(subject, %error, "cannot listen for commands, trying again");
+                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&self, port: &mpsc::Sender<Request>, message: Message) {
+        let Err(error) = port.try_send(Request { message }) else {
+            return;
+        };
+        let (request, why) = match error {
+            mpsc::error::TrySendError::Full(request) => (request, "too many commands at once"),
+            mpsc::error::TrySendError::Closed(request) => (request, "the shard is being let go"),
+        };
+        let reply = CommandReply::rejected(why, Some(FULL_RETRY_MS));
+        self.reply(&request, &reply).await;
+    }
+
+    async fn reply(&self, request: &Request, reply: &CommandReply) {
+        let Some(inbox) = request.message.reply.clone() else {
+            return;
+        };
+        let text = serde_json::to_vec(reply).expect("a reply is three plain fields");
+        // Only queues it: the connection sends in its own time.
+        if let Err(error) = self.client.publish(inbox, text.into()).await {
+            debug!(%error, "a command's reply was not sent");
+        }
+    }
+
+    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<ShardId, mpsc::Sender<Request>>> {
+        // Every change is one insert or remove.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A shard's side of its commands.
+#[derive(Debug)]
+pub(crate) struct Port {
+    hub: Arc<Commands>,
+    shard: ShardId,
+    inbox: mpsc::Receiver<Request>,
+    // What the hub has, to tell this port from a later one of the same shard.
+    requests: mpsc::Sender<Request>,
+    queue: CommandQueue,
+    // Who waits to hear what became of a command; empty between two wakes.
+    askers: HashMap<u64, Request>,
+    last_ticket: u64,
+    _listening: AbortOnDropHandle<()>,
+}
+
+impl Port {
+    /// Waits until there is something to do for [`Port::next`]. `ready`: commands can be sent.
+    pub(crate) async fn due(&mut self, ready: bool) {
+        let timer = ready.then(|| self.queue.poll_timeout(Instant::now()));
+        let timer = async {
+            match timer.flatten() {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            request = self.inbox.recv() => match request {
+                Some(request) => {
+                    self.last_ticket += 1;
+                    self.askers.insert(self.last_ticket, request);
+                }
+                // This port holds a sender itself.
+                None => std::future::pending().await,
+            },
+            () = timer => {}
+        }
+    }
+
+    /// Takes what came in, and yields the next payload to send with its ticket; then tell
+    /// [`Port::sent`]. `None`: nothing more for now, and everybody has an answer.
+    pub(crate) async fn next(&mut self, session: &mut Session) -> Option<(u64, String)> {
+        let now = Instant::now();
+        let ready = session.phase() == Phase::Ready;
+        if !ready {
+            self.queue.handle_disconnected();
+        }
+        let mut new: Vec<u64> = self.askers.keys().copied().collect();
+        new.sort_unstable();
+        for ticket in new {
+            if self.queue.wait_of(ticket, now).is_none() {
+                self.submit(ticket, ready, now).await;
+            }
+        }
+        if ready
+            && let Some((ticket, command)) = self.queue.poll(now, || session.reserve_command(now))
+        {
+            let payload = command.payload().map(String::from_utf8);
+            // Parsed from no more than this, and written by the same rules.
+            if let Ok(Ok(payload)) = payload {
+                return Some((ticket, payload));
+            }
+            let reply = CommandReply::rejected("the payload is above Discord's limit", None);
+            self.answer(ticket, &reply).await;
+        }
+        for ticket in self.askers.keys().copied().collect::<Vec<_>>() {
+            let wait = self.queue.wait_of(ticket, now).unwrap_or_default();
+            self.answer(ticket, &CommandReply::queued(millis(wait)))
+                .await;
+        }
+        None
+    }
+
+    /// What became of the payload that [`Port::next`] yielded.
+    pub(crate) async fn sent(&mut self, ticket: u64, delivered: bool) {
+        let reply = if delivered {
+            CommandReply::sent()
+        } else {
+            CommandReply::rejected(
+                "the connection broke while the command was sent",
+                Some(NOT_READY_RETRY_MS),
+            )
+        };
+        self.answer(ticket, &reply).await;
+    }
+
+    async fn submit(&mut self, ticket: u64, ready: bool, now: Instant) {
+        let Some(request) = self.askers.get(&ticket) else {
+            return;
+        };
+        let reply = match GatewayCommand::parse(&request.message.payload) {
+            Err(error) => CommandReply::rejected(error, None),
+            Ok(_) if !ready => {
+                CommandReply::rejected("the shard is not connected", Some(NOT_READY_RETRY_MS))
+            }
+            Ok(command) => match self.queue.submit(ticket, command, now) {
+                Ok(Placed::Waiting) => return,
+                Ok(Placed::Merged { nonce, sent_ago }) => {
+                    CommandReply::merged(nonce, sent_ago.map(millis))
+                }
+                Err(refusal @ Refusal::Full) => {
+                    CommandReply::rejected(refusal, Some(FULL_RETRY_MS))
+                }
+                Err(refusal) => CommandReply::rejected(refusal, None),
+            },
+        };
+        self.answer(ticket, &reply).await;
+    }
+
+    async fn answer(&mut self, ticket: u64, reply: &CommandReply) {
+        if let Some(request) = self.askers.remove(&ticket) {
+            self.hub.reply(&request, reply).await;
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let mut ports = self.hub.ports();
+        let own = ports.get(&self.shard);
+        if own.is_some_and(|port| port.same_channel(&self.requests)) {
+            ports.remove(&self.shard);
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
