@@ -101,7 +101,6 @@ impl Table {
             identify_window: Duration::from_secs(4),
             heartbeat_tolerance: 4.0,
             reconnect_grace: Duration::from_secs(2),
-            load: Load::rate(4.0 * f64::from(shards)),
             guild_bytes: GuildBytes {
                 median: 2_000,
                 max: 20_000,
@@ -121,6 +120,10 @@ impl Table {
             http,
         };
         table.rig.caught_up(&[&table.proxy]).await;
+        table
+            .rig
+            .simulator
+            .set_load(Load::rate(4.0 * f64::from(shards)));
         table
     }
 
@@ -184,6 +187,14 @@ impl Table {
             }
         }
         self.rig.simulator.set_load(Load::quiet());
+        self.wait("everything is sent", || {
+            let sessions = self.rig.simulator.progress();
+            let mut live = sessions
+                .iter()
+                .filter(|one| one.state != SessionState::Ended);
+            live.all(|one| one.unsent == 0)
+        })
+        .await;
         self.rig.caught_up(&[&self.proxy]).await;
         let report = self.rig.audit().await;
         expect_polite(&self.rig, &report);

@@ -142,7 +142,8 @@ pub enum Moment {
     Resume(u64),
     /// IDENTIFY was accepted, and so many dispatches are written: READY is the first.
     Identify(u64),
-    /// Within the next dispatch that takes more than one WebSocket message, after its first.
+    /// Within the next dispatch that takes more than one WebSocket message, after its first. The rest
+    /// never comes if the fault ends the connection; what other faults write comes behind it.
     Message,
 }
 

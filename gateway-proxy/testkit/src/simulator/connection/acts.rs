@@ -147,8 +147,9 @@ impl Connection {
         }
     }
 
-    /// Writes the first WebSocket message of the next dispatch, then the fault strikes. A dispatch
-    /// that is not split is written whole.
+    /// Writes the first WebSocket message of the next dispatch, then the fault strikes. Unless it ends
+    /// the connection the rest follows, ahead of what the fault wrote: a stream that lacks a part could
+    /// be read as something else by any client. A dispatch that is not split is written whole.
     pub(super) fn cut(&mut self, session: &Session, ambush: Ambush) {
         let (mut message, mut one) = (Vec::new(), 1);
         let (scratch, encoder) = (&mut self.scratch, &mut self.encoder);
@@ -161,12 +162,18 @@ impl Connection {
             &mut one,
         );
         self.more = one == 0;
-        let first = frame_len(&message).filter(|first| *first < message.len());
-        self.out
-            .extend_from_slice(&message[..first.unwrap_or(message.len())]);
-        match first {
-            Some(_) => self.strike(&ambush),
-            None => self.within = Some(ambush),
+        let Some(first) = frame_len(&message).filter(|first| *first < message.len()) else {
+            self.out.extend_from_slice(&message);
+            self.within = Some(ambush);
+            return;
+        };
+        self.out.extend_from_slice(&message[..first]);
+        // It must be on its way before nothing is written any more.
+        self.transmit();
+        let at = self.out.len();
+        self.strike(&ambush);
+        if self.end.is_none() {
+            self.out.splice(at..at, message[first..].iter().copied());
         }
     }
 
