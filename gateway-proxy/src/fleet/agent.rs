@@ -47,6 +47,8 @@ use crate::status::{Hold, ProcessStatus};
 const SETTLE: Duration = Duration::from_millis(2_500);
 /// Reports of work that runs beside; who has more to say waits.
 const DONE_MAX: usize = 1_024;
+/// The agent rests at least so long, whatever is due: others share its thread.
+const BREATH: Duration = Duration::from_millis(2);
 /// The agent looks around at least this often.
 const TICK: Duration = Duration::from_secs(1);
 /// How long leaving may take: two deletions of keys.
@@ -290,7 +292,8 @@ impl Agent {
         }
         let may_act = self.lease.may_act(now) && (!self.fleet || self.gate.holds());
         self.lead(may_act, now);
-        if self.fleet && self.means.following.load(Ordering::Acquire) {
+        let follows = self.fleet && self.means.following.load(Ordering::Acquire);
+        if follows {
             // Each shard is asked for once per change.
             while let Some(action) = self.handover.poll_action(&self.view, may_act, now) {
                 self.follow(action);
@@ -318,11 +321,12 @@ impl Agent {
             self.lease.poll_timeout().filter(|at| *at > now),
             self.view.poll_timeout(now),
             self.candidate_waits,
-            self.handover.poll_timeout(),
+            // Without the right to act nothing is due.
+            self.handover.poll_timeout().filter(|_| follows && may_act),
             self.coordinator.poll_timeout(),
         ];
         let soon = soon.into_iter().flatten().min();
-        soon.map_or(now + TICK, |at| at.min(now + TICK))
+        soon.map_or(now + TICK, |at| at.clamp(now + BREATH, now + TICK))
     }
 
     /// Runs something that ends by itself.

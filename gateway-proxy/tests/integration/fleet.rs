@@ -8,16 +8,22 @@ use nix::sys::signal::Signal;
 use schemas::health::ClusterState;
 use schemas::{FleetKey, Leader, Plan};
 use testkit::audit::AuditReport;
-use testkit::simulator::{Action, Config, Load, Rule, Step};
+use testkit::simulator::{Action, Config, GuildBytes, Load, Rule, Step};
 
 use crate::harness::{Proxy, Run, eventually, patience};
 use crate::relay::Relay;
 use crate::rig::Rig;
 
-/// Twelve shards, a little load, and Discord's own identify window.
+/// Twelve shards, a little load, and Discord's own identify window. The guilds are small: a lease must be
+/// renewed on a machine that builds something else meanwhile.
 fn twelve_shards() -> Config {
     Config {
         guilds: 60,
+        guild_bytes: GuildBytes {
+            median: 1_500,
+            max: 15_000,
+            ..GuildBytes::default()
+        },
         shards: 12,
         max_concurrency: 12,
         heartbeat_interval: Duration::from_secs(2),
