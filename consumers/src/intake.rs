@@ -24,7 +24,7 @@ const PIN_ID: &str = "Nats-Pin-Id";
 /// What comes in.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    Message(Message),
+    Message(Box<Message>),
     /// A request is over; asking again is all there is to do.
     Over,
     /// Another server leads the consumer, and what the old one sent last may be lost.
@@ -163,10 +163,10 @@ impl Intake {
         {
             self.pin = Some(pin.to_string());
         }
-        Arrival::Message(Message {
+        Arrival::Message(Box::new(Message {
             message,
             context: self.link.jetstream.clone(),
-        })
+        }))
     }
 }
 

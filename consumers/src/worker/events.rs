@@ -140,7 +140,7 @@ impl EventPuller {
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
                 () = link.replaced(connection) => return End::Again,
                 arrival = intake.next() => match arrival {
-                    Some(Arrival::Message(message)) => self.start(message, tasks),
+                    Some(Arrival::Message(message)) => self.start(*message, tasks),
                     Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
                     Some(Arrival::Gone(why) | Arrival::Refused(why)) => return self.failed(&why),
                     None => return End::Stopping,

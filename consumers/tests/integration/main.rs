@@ -9,6 +9,7 @@ mod fake_discord;
 mod feed;
 mod lookup;
 mod ordered_events;
+mod ordered_load;
 mod process;
 mod proxy;
 mod registration;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::{Seen, Stored, quick};
-use crate::world::{World, http_get, metric, until};
+use crate::world::{World, hand_over_max, http_get, metric, until};
 
 /// One event as a handler saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +65,15 @@ impl Sights {
     }
 }
 
+/// Events of these shards. Where nobody dies the lease is long: a machine that is busy with other
+/// tests must not look like a dead worker.
+fn cache(shards: impl IntoIterator<Item = u32>) -> Events {
+    let lease = Duration::from_secs(10);
+    Events::ordered("cache").shards(shards).lease(lease)
+}
+
 fn ordered(sights: &Sights) -> Events {
-    let events = Events::ordered("cache").shards(0..8);
+    let events = cache(0..8);
     events.on::<MessageDelete>(sights.handler())
 }
 
@@ -124,7 +131,7 @@ async fn guilds_are_handled_beside_each_other_and_each_in_order() {
             Ok::<(), HandlerError>(())
         }
     };
-    let events = Events::ordered("cache").shards([0]);
+    let events = cache([0]);
     let worker = world
         .event_worker(events.on::<MessageDelete>(handler))
         .await;
@@ -167,7 +174,7 @@ async fn a_gap_is_handled_between_the_events_around_it() {
         tell.add(format!("gap after {}", gap.last_seq));
         async { Ok::<(), HandlerError>(()) }
     };
-    let events = Events::ordered("cache").shards([0]);
+    let events = cache([0]);
     let events = events.on::<MessageDelete>(handler).on_gap(on_gap);
     let worker = world.event_worker(events).await;
     balanced_alone(&worker).await;
@@ -216,7 +223,7 @@ async fn an_event_that_fails_holds_up_its_guild_alone_and_not_for_ever() {
             }
         }
     };
-    let events = quick(Events::ordered("cache").shards([0])).max_deliver(4);
+    let events = quick(cache([0])).max_deliver(4);
     let events = events.on::<MessageDelete>(handler);
     let worker = world.event_worker(events).await;
     for (guild, seq) in [(1, 1), (2, 3), (1, 2), (1, 4)] {
@@ -279,11 +286,11 @@ async fn the_shards_of_a_dead_worker_are_taken_over_within_two_seconds() {
     let world = World::start().await;
     let sights = Sights::default();
     let stuck = |_: Context, _: MessageDelete| std::future::pending::<Result<(), HandlerError>>();
-    let doomed = Events::ordered("cache").shards(0..8);
-    let doomed = doomed.on::<MessageDelete>(stuck);
+    let short = Duration::from_secs(1);
+    let doomed = cache(0..8).lease(short).on::<MessageDelete>(stuck);
     let doomed = worker(&world, "doomed", doomed).await;
     balanced(&[&doomed], 8, 8).await;
-    let heir = worker(&world, "heir", ordered(&sights)).await;
+    let heir = worker(&world, "heir", ordered(&sights).lease(short)).await;
     balanced(&[&doomed, &heir], 4, 4).await;
     for seq in 1..=5 {
         store_round(&world, seq).await;
@@ -299,7 +306,7 @@ async fn the_shards_of_a_dead_worker_are_taken_over_within_two_seconds() {
     })
     .await;
     let took = died.elapsed();
-    assert!(took < Duration::from_secs(2), "hand-over took {took:?}");
+    assert!(took < hand_over_max(), "hand-over took {took:?}");
     until("every event to be handled", async || {
         (sights.all().len() == 120).then_some(())
     })
@@ -324,7 +331,7 @@ async fn the_fleets_shards_are_found_and_a_group_begins_with_its_first_worker() 
     put(0, 1).await;
     world.store_delete(0, 1, 1).await;
     let sights = Sights::default();
-    let events = Events::ordered("cache").on::<MessageDelete>(sights.handler());
+    let events = cache([]).on::<MessageDelete>(sights.handler());
     let one = worker(&world, "one", events.clone()).await;
     balanced_alone(&one).await;
     world.store_delete(0, 1, 2).await;
@@ -353,7 +360,7 @@ async fn the_fleets_shards_are_found_and_a_group_begins_with_its_first_worker() 
 async fn a_shard_whose_consumer_is_deleted_goes_on_where_it_was() {
     let world = World::start().await;
     let sights = Sights::default();
-    let events = Events::ordered("cache").shards([0]);
+    let events = cache([0]);
     let events = events.on::<MessageDelete>(sights.handler());
     let worker = worker(&world, "one", events).await;
     balanced_alone(&worker).await;
@@ -378,7 +385,7 @@ async fn a_shard_whose_consumer_is_deleted_goes_on_where_it_was() {
 async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     let world = World::start().await;
     let sights = Sights::default();
-    let events = Events::ordered("cache").shards([0]);
+    let events = cache([0]);
     let events = events.on::<MessageDelete>(sights.handler());
     let worker = worker(&world, "one", events).await;
     for seq in 1..=3 {
@@ -454,7 +461,7 @@ async fn ordered_events_stay_in_order_across_a_restart_of_nats() {
 async fn a_paused_worker_keeps_its_shards_and_handles_nothing() {
     let world = World::start().await;
     let sights = Sights::default();
-    let events = Events::ordered("cache").shards([0]);
+    let events = cache([0]);
     let events = events.on::<MessageDelete>(sights.handler());
     let worker = worker(&world, "one", events).await;
     world.store_delete(0, 1, 1).await;

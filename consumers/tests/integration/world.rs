@@ -29,6 +29,11 @@ pub(crate) fn patience() -> Duration {
     Duration::from_secs(20) * factor.unwrap_or(1)
 }
 
+/// Longest time until the shards of a dead worker are with others; `TEST_PATIENCE` multiplies it.
+pub(crate) fn hand_over_max() -> Duration {
+    patience() / 10
+}
+
 /// Waits until the condition holds.
 pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience();
