@@ -81,7 +81,7 @@ async fn started(command: &mut Command) -> Started {
         }
     });
     let started = Started { child, log };
-    started.logs("answering interactions").await;
+    started.logs("running").await;
     started
 }
 

@@ -389,11 +389,12 @@ fn summarise(
     Ok(clean)
 }
 
-/// What the schedule itself makes a client break: a process that stands still sends no heartbeats, and
-/// Discord's documentation sends a client whose resume url cannot be reached back to the first url.
+/// What the schedule itself makes a client break: a process that stands still sends no heartbeats, asked
+/// for or not, and Discord's documentation sends a client whose resume url cannot be reached back to the
+/// first url.
 fn is_allowed(rule: Rule, run: &Run) -> bool {
     match rule {
-        Rule::MissedHeartbeat => run.struck.contains_key("freeze proxy"),
+        Rule::MissedHeartbeat | Rule::HeartbeatRequest => run.struck.contains_key("freeze proxy"),
         // A session that ended while its proxy was away is asked for before it is known to be gone.
         Rule::ResumeOnMainUrl | Rule::UnknownSession => true,
         _ => false,
