@@ -132,7 +132,8 @@ async fn an_embedded_server_keeps_its_store_to_itself_and_goes_with_the_proxy() 
 async fn a_user_who_may_not_publish_events_ends_the_start_before_an_identify_is_spent() {
     let nats = server(
         "authorization { users: [{user: bob, password: pw, permissions: {
-            publish: [\"$JS.API.>\", \"$KV.>\", \"_INBOX.>\"], subscribe: \"_INBOX.>\" }}] }"
+            publish: [\"$JS.API.>\", \"$KV.>\", \"_INBOX.>\", \"discord.fleet.>\"],
+            subscribe: [\"_INBOX.>\", \"discord.>\"] }}] }"
             .to_owned(),
     )
     .await;
