@@ -6,7 +6,7 @@ use std::time::Duration;
 use testkit::audit::AuditReport;
 use testkit::simulator::{Config, Fault, Load, Target, Until};
 
-use crate::harness::{Proxy, eventually};
+use crate::harness::{Proxy, eventually, patience};
 use crate::rig::Rig;
 
 const SHARDS: u32 = 4;
@@ -23,7 +23,9 @@ async fn learnt() -> (Rig, Proxy) {
         ..Config::default()
     })
     .await;
-    let proxy = rig.proxy().args(&["--silent-after", "1s"]).spawn();
+    // A machine that stands still for seconds makes silences of its own: it says so by its patience.
+    let silent_after = format!("{}ms", patience().as_millis() / 60);
+    let proxy = rig.proxy().args(&["--silent-after", &silent_after]).spawn();
     eventually(proxy.http().await, "/metrics", |_, body| {
         body.matches("\ngateway_proxy_shard_patience_seconds{")
             .count()

@@ -99,7 +99,7 @@ impl Table {
             heartbeat_interval: Duration::from_millis(1_500),
             // A second for machines on which everything comes late.
             identify_window: Duration::from_secs(4),
-            heartbeat_tolerance: 4.0,
+            heartbeat_tolerance: 10.0,
             reconnect_grace: Duration::from_secs(2),
             guild_bytes: GuildBytes {
                 median: 2_000,
