@@ -133,6 +133,23 @@ fn no_shard_ever_has_two_owners_and_each_finds_one_again() {
     });
 }
 
+#[test]
+#[should_panic(expected = "has the owners")]
+fn a_process_that_ignores_its_fence_is_caught() {
+    let mut world = World::new(1, 12);
+    world.be_calm();
+    for _ in 0..3 {
+        world.start(None, None, 0);
+    }
+    settle(&mut world);
+    world.nodes[1].process.reckless = true;
+    world.cut(1, SETTLED_WITHIN);
+    let end = world.now + SETTLED_WITHIN;
+    while world.now < end {
+        world.step();
+    }
+}
+
 /// A fleet in good health: its links are short and everybody runs.
 fn healthy(seed: u64, priorities: &[i64]) -> World {
     let mut world = World::new(seed, 32);

@@ -68,6 +68,8 @@ pub(crate) struct Settings {
 pub(crate) struct Process {
     pub(crate) settings: Settings,
     pub(crate) draining: bool,
+    /// It does not ask its fence before it acts, which the simulation must notice.
+    pub(crate) reckless: bool,
     /// Somebody alive has the name: it ends.
     pub(crate) gave_up: bool,
     pub(crate) view: View,
@@ -98,6 +100,7 @@ impl Process {
         let name = settings.name.clone();
         Self {
             draining: false,
+            reckless: false,
             gave_up: false,
             view: View::new(name.clone(), TTL, SETTLE),
             fence: Fence::new(TTL, now),
@@ -152,7 +155,14 @@ impl Process {
         format!("{}-{}", self.settings.number, self.fence.generation())
     }
 
+    pub(crate) fn may_act(&self, now: Instant) -> bool {
+        self.reckless || self.fence.may_act(now)
+    }
+
     fn keep_lease(&mut self, now: Instant) {
+        if self.reckless && !self.fence.may_act(now) && self.fence.revision().is_some() {
+            return;
+        }
         while let Some(action) = self.fence.poll_action(now) {
             match action {
                 fence::Action::Join => self.join(now),
@@ -210,7 +220,7 @@ impl Process {
 
     fn coordinate(&mut self, now: Instant) {
         loop {
-            let may_act = self.fence.may_act(now);
+            let may_act = self.may_act(now);
             match self.candidate.observe(&self.view, may_act, now) {
                 lease::Action::Wait(_) => break,
                 lease::Action::Acquire {
@@ -313,7 +323,7 @@ impl Process {
 
     fn hand_over(&mut self, now: Instant) {
         loop {
-            let may_act = self.fence.may_act(now);
+            let may_act = self.may_act(now);
             let Some(action) = self.handover.poll_action(&self.view, may_act, now) else {
                 return;
             };
@@ -340,7 +350,7 @@ impl Process {
 
     /// The regular writes of what runs.
     fn record(&mut self, now: Instant) {
-        if !self.fence.may_act(now) {
+        if !self.may_act(now) {
             return;
         }
         let due: Vec<ShardId> = self

@@ -157,7 +157,7 @@ impl World {
     fn owners(&self, shard: ShardId) -> Vec<usize> {
         let owns = |index: &usize| {
             let node = &self.nodes[*index];
-            let may_act = node.process.fence.may_act(node.clock.at(self.now));
+            let may_act = node.process.may_act(node.clock.at(self.now));
             !node.dead && may_act && node.process.handover.hold(shard).is_active()
         };
         (0..self.nodes.len()).filter(owns).collect()
