@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
-use gateway_proxy_core::commands::{CommandQueue, Placed, Refusal};
+use gateway_proxy_core::commands::{CommandQueue, Equal, Placed, Refusal};
 use gateway_proxy_core::session::{Phase, Session};
 use schemas::{CommandReply, GatewayCommand, Prefix, ShardId, Subject};
 use tokio::sync::mpsc;
@@ -227,9 +227,13 @@ impl Port {
             }
             Ok(command) => match self.queue.submit(ticket, command, now) {
                 Ok(Placed::Waiting) => return,
-                Ok(Placed::Merged { nonce, sent_ago }) => {
-                    CommandReply::merged(nonce, sent_ago.map(millis))
-                }
+                Ok(Placed::Merged { nonce, with }) => match with {
+                    Equal::Sent(ago) => CommandReply::joined_sent(nonce, millis(ago)),
+                    Equal::Waiting(other) => {
+                        let wait = self.queue.wait_of(other, now).unwrap_or_default();
+                        CommandReply::joined_queued(nonce, millis(wait))
+                    }
+                },
                 Err(refusal @ Refusal::Full) => {
                     CommandReply::rejected(refusal, Some(FULL_RETRY_MS))
                 }

@@ -221,19 +221,27 @@ impl CommandReply {
         }
     }
 
-    /// An equal member request answers this one too: it was sent so long ago, or waits.
+    /// An equal member request, sent so long ago, answers this one too.
     #[must_use]
-    pub fn merged(nonce: Option<String>, sent_ms_ago: Option<u64>) -> Self {
-        let status = if sent_ms_ago.is_some() {
-            CommandStatus::Sent
-        } else {
-            CommandStatus::Queued
-        };
+    pub const fn joined_sent(nonce: Option<String>, sent_ms_ago: u64) -> Self {
         Self {
-            status,
+            status: CommandStatus::Sent,
+            retry_after_ms: None,
+            error: None,
             merged_with_nonce: nonce,
-            sent_ms_ago,
-            ..Self::sent()
+            sent_ms_ago: Some(sent_ms_ago),
+        }
+    }
+
+    /// An equal member request that waits answers this one too.
+    #[must_use]
+    pub const fn joined_queued(nonce: Option<String>, retry_after_ms: u64) -> Self {
+        Self {
+            status: CommandStatus::Queued,
+            retry_after_ms: Some(retry_after_ms),
+            error: None,
+            merged_with_nonce: nonce,
+            sent_ms_ago: None,
         }
     }
 

@@ -57,9 +57,18 @@ pub enum Placed {
     Merged {
         /// Nonce of the equal request.
         nonce: Option<String>,
-        /// Time since that was sent; `None` while it waits.
-        sent_ago: Option<Duration>,
+        /// Where the equal request is.
+        with: Equal,
     },
+}
+
+/// Where an equal member request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Equal {
+    /// It waits under this ticket.
+    Waiting(u64),
+    /// It was sent so long ago.
+    Sent(Duration),
 }
 
 /// A member request without its nonce.
@@ -237,7 +246,7 @@ impl CommandQueue {
         if let Some(waiting) = waits {
             return Some(Placed::Merged {
                 nonce: nonce(&waiting.command).map(str::to_owned),
-                sent_ago: None,
+                with: Equal::Waiting(waiting.ticket),
             });
         }
         let in_flight = if members.is_all() {
@@ -252,7 +261,7 @@ impl CommandQueue {
         })?;
         Some(Placed::Merged {
             nonce: sent.nonce.clone(),
-            sent_ago: Some(now.saturating_duration_since(sent.at)),
+            with: Equal::Sent(now.saturating_duration_since(sent.at)),
         })
     }
 

@@ -102,21 +102,21 @@ fn presences_keep_their_limit_and_the_newest_wins() {
 fn equal_member_requests_are_sent_once() {
     let (mut queue, now) = (queue(), Instant::now());
     queue.submit(1, found("ann", Some("first")), now).unwrap();
-    let merged = |sent_ago| {
+    let merged = |with| {
         Ok(Placed::Merged {
             nonce: Some("first".to_owned()),
-            sent_ago,
+            with,
         })
     };
     assert_eq!(
         queue.submit(2, found("ann", Some("second")), now),
-        merged(None)
+        merged(Equal::Waiting(1))
     );
     assert_eq!(next(&mut queue, now), Some(1));
     let later = now + 2 * SECOND;
     assert_eq!(
         queue.submit(3, found("ann", None), later),
-        merged(Some(2 * SECOND))
+        merged(Equal::Sent(2 * SECOND))
     );
     assert_eq!(
         queue.submit(4, found("bob", Some("x")), later),
@@ -139,7 +139,7 @@ fn a_request_whose_chunks_cannot_be_found_by_nonce_is_not_joined() {
     );
     let merged = Placed::Merged {
         nonce: None,
-        sent_ago: None,
+        with: Equal::Waiting(1),
     };
     assert_eq!(queue.submit(3, found("ann", None), now), Ok(merged));
 }
@@ -152,7 +152,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_thirty_seconds() {
     let at = now + 20 * SECOND;
     let merged = Placed::Merged {
         nonce: Some("a".to_owned()),
-        sent_ago: Some(20 * SECOND),
+        with: Equal::Sent(20 * SECOND),
     };
     assert_eq!(queue.submit(2, all_members(GUILD, "b"), at), Ok(merged));
     let with_presences = command(
