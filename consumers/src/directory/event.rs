@@ -98,6 +98,15 @@ pub(crate) fn read(
     }
 }
 
+const fn gone(guild: &Gone) -> GuildEvent {
+    // Present, whatever its value: an outage. Absent: the bot was removed.
+    if guild.unavailable.is_some() {
+        GuildEvent::Outage(guild.id.as_guild())
+    } else {
+        GuildEvent::Removed(guild.id.as_guild())
+    }
+}
+
 fn parse(event: &str, frame: &[u8]) -> Result<Option<GuildEvent>, serde_json::Error> {
     if event == ProxyEventKind::Gap.name() {
         let event = ProxyEvent::from_frame(frame)?;
@@ -126,15 +135,7 @@ fn parse(event: &str, frame: &[u8]) -> Result<Option<GuildEvent>, serde_json::Er
             }
         }
         EventKind::GuildUpdate => GuildEvent::Updated(Box::new(data::<RawGuild>(frame)?.into())),
-        EventKind::GuildDelete => {
-            let d: Gone = data(frame)?;
-            // Present, whatever its value: an outage. Absent: the bot was removed.
-            if d.unavailable.is_some() {
-                GuildEvent::Outage(d.id.as_guild())
-            } else {
-                GuildEvent::Removed(d.id.as_guild())
-            }
-        }
+        EventKind::GuildDelete => gone(&data(frame)?),
         EventKind::ChannelCreate | EventKind::ChannelUpdate => {
             let InGuild { guild, id } = data(frame)?;
             GuildEvent::Channel {

@@ -47,12 +47,15 @@ struct RawUser {
     bot: bool,
 }
 
+/// A user, in a guild or none.
+type Seen = (Snowflake, Option<Snowflake>);
+
 /// The bucket of users.
 #[derive(Debug)]
 pub(crate) struct Users {
     bucket: kv::Store,
     // What was written last, and when.
-    recent: Mutex<BTreeMap<(Snowflake, Option<Snowflake>), (RawUser, u64)>>,
+    recent: Mutex<BTreeMap<Seen, (RawUser, u64)>>,
 }
 
 impl Users {

@@ -491,6 +491,7 @@ async fn a_large_bot_survives_the_storm_too() {
     .await;
 }
 
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 async fn storm(storm: Storm) {
     let world = World::without_stream().await;
     let nats = world.nats.url();

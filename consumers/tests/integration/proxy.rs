@@ -106,7 +106,11 @@ impl Process {
     pub(crate) async fn logs(&self, text: &str) {
         let deadline = Instant::now() + patience();
         while !self.log().contains(text) {
-            assert!(Instant::now() < deadline, "{text:?} is not in: {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{text:?} is not in: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -16,7 +16,10 @@ async fn commands_are_registered_once_and_only_what_differs_is_written_later() {
         "id": "1", "type": 1, "name": "other", "description": "Of another worker", "version": "1",
     }));
     drop(world.worker(commands::router()).await);
-    assert_eq!(world.discord.command_writes(), ["find", "info", "ping", "shards", "stats"]);
+    assert_eq!(
+        world.discord.command_writes(),
+        ["find", "info", "ping", "shards", "stats"]
+    );
     drop(world.worker(commands::router()).await);
     assert_eq!(
         world.discord.command_writes().len(),
@@ -25,7 +28,10 @@ async fn commands_are_registered_once_and_only_what_differs_is_written_later() {
     );
     let changed = Definition::chat_input("ping", "Another description");
     drop(world.worker(Router::new().command(changed, answer)).await);
-    assert_eq!(world.discord.command_writes(), ["find", "info", "ping", "shards", "stats", "ping"]);
+    assert_eq!(
+        world.discord.command_writes(),
+        ["find", "info", "ping", "shards", "stats", "ping"]
+    );
     let names: Vec<_> = world
         .discord
         .commands()

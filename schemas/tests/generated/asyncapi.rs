@@ -131,7 +131,25 @@ fn channel(address: Option<&str>, summary: &str, messages: &[&str]) -> Value {
 }
 
 fn channels() -> Value {
-    let mut channels = json!({
+    let mut channels = subjects();
+    for (verb, request, _) in fleet_verbs() {
+        let address = verb.subject(&schemas::Prefix::default());
+        let summary = "A question or an order to the coordinator.";
+        channels[fleet_channel(verb)] = channel(Some(&address), summary, &[request]);
+    }
+    for (name, key, value, summary) in KEYS {
+        let address = format!("$KV.discord_fleet.{key}");
+        channels[name] = channel(Some(&address), summary, &[value]);
+    }
+    for (name, address, value, summary) in DIRECTORY_KEYS.into_iter().chain(WORKERS_KEYS) {
+        channels[name] = channel(Some(address), summary, &[value]);
+    }
+    channels
+}
+
+/// Every channel that is no key and no question to the coordinator.
+fn subjects() -> Value {
+    json!({
         "events": channel(
             Some("discord.shard.{shard}.events.{guild}.{event}"),
             "One gateway event, stored once, in order per shard, in the stream DISCORD_EVENTS.",
@@ -189,20 +207,7 @@ fn channels() -> Value {
             "Inboxes of those who asked the coordinator.",
             &["FleetReply", "IdentifyReply", "ClusterState"],
         ),
-    });
-    for (verb, request, _) in fleet_verbs() {
-        let address = verb.subject(&schemas::Prefix::default());
-        let summary = "A question or an order to the coordinator.";
-        channels[fleet_channel(verb)] = channel(Some(&address), summary, &[request]);
-    }
-    for (name, key, value, summary) in KEYS {
-        let address = format!("$KV.discord_fleet.{key}");
-        channels[name] = channel(Some(&address), summary, &[value]);
-    }
-    for (name, address, value, summary) in DIRECTORY_KEYS.into_iter().chain(WORKERS_KEYS) {
-        channels[name] = channel(Some(address), summary, &[value]);
-    }
-    channels
+    })
 }
 
 /// Channel, key, value, and what it is for.
