@@ -132,7 +132,7 @@ async fn takeover(rate: f64) -> anyhow::Result<bool> {
             "a member"
         };
         say(&format!(
-            "| {kind} | {} | {first:.0?} | {all:.0?} | {goal:?} |",
+            "| {kind} | {} | {first:.1?} | {all:.1?} | {goal:?} |",
             shards.len()
         ));
         passed &= all <= goal;
