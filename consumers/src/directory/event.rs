@@ -294,6 +294,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of events")]
     fn every_event_is_read() {
         let g = guild(7);
         check(
