@@ -24,7 +24,7 @@ async fn learnt() -> (Rig, Proxy) {
     })
     .await;
     // A machine that stands still for seconds makes silences of its own: it says so by its patience.
-    let silent_after = format!("{}ms", patience().as_millis() / 60);
+    let silent_after = format!("{}ms", patience().as_millis() / 40);
     let proxy = rig.proxy().args(&["--silent-after", &silent_after]).spawn();
     eventually(proxy.http().await, "/metrics", |_, body| {
         body.matches("\ngateway_proxy_shard_patience_seconds{")

@@ -206,6 +206,8 @@ impl Connection {
             Filled::Drained | Filled::Detached => {}
         }
         if let Some((_, ambush)) = self.ambush.take_if(|(left, _)| *left == 0) {
+            // What came before it must be on its way before nothing is written any more.
+            self.transmit();
             self.strike(&ambush);
         }
     }
