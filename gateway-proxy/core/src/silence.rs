@@ -7,13 +7,13 @@
 //!
 //! - it lasts [`Limits::shortest`];
 //! - slots that are filled as often as this shard's would be empty so long by chance less than once
-//!   in e⁴⁰ times ([`EVIDENCE`]);
-//! - it is three times as long as the longest healthy one of the last day ([`LONGEST_FACTOR`]):
+//!   in e⁴⁰ times (`EVIDENCE`);
+//! - it is three times as long as the longest healthy one of the last day (`LONGEST_FACTOR`):
 //!   people are not a Poisson process, and nights are quiet;
 //! - all of this was reached within eight times [`Limits::shortest`]. Shards with so few events that
 //!   it would take longer are never suspected; by default those with fewer than about 2.5 a minute.
 //!
-//! Steps are taken once, then pauses grow ([`Pause`]): a shard cannot be led in circles, whatever
+//! Steps are taken once, then pauses grow (`Pause`): a shard cannot be led in circles, whatever
 //! Discord does. If most shards of the process are silent at once, it is Discord that has an outage,
 //! and nothing is done ([`Others`]).
 //!
