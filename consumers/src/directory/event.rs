@@ -108,14 +108,7 @@ fn parse(event: &str, frame: &[u8]) -> Result<Option<GuildEvent>, serde_json::Er
         return Ok(None);
     };
     let read = match kind {
-        EventKind::Ready => {
-            let d: Ready = data(frame)?;
-            let guilds = d.guilds.into_iter().map(|guild| guild.id.as_guild());
-            GuildEvent::Ready {
-                shard: d.shard,
-                guilds: guilds.collect(),
-            }
-        }
+        EventKind::Ready => ready(data(frame)?),
         EventKind::GuildCreate => {
             let d: RawGuild = data(frame)?;
             // Discord's stub of a guild in an outage has this shape too.
@@ -172,6 +165,14 @@ fn parse(event: &str, frame: &[u8]) -> Result<Option<GuildEvent>, serde_json::Er
         _ => return Ok(None),
     };
     Ok(Some(read))
+}
+
+fn ready(d: Ready) -> GuildEvent {
+    let guilds = d.guilds.into_iter().map(|guild| guild.id.as_guild());
+    GuildEvent::Ready {
+        shard: d.shard,
+        guilds: guilds.collect(),
+    }
 }
 
 fn data<D: DeserializeOwned>(frame: &[u8]) -> Result<D, serde_json::Error> {
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_is_read() {
+    fn sessions_and_guilds_that_go_are_read() {
         let g = guild(7);
         check(
             "READY",
@@ -319,6 +320,11 @@ mod tests {
             r#"{"id":"7","unavailable":true}"#,
             GuildEvent::Outage(g),
         );
+    }
+
+    #[test]
+    fn what_is_in_a_guild_is_read() {
+        let g = guild(7);
         let channel = r#"{"id":"8","type":0,"guild_id":"7"}"#;
         let there = GuildEvent::Channel {
             guild: g,
