@@ -256,7 +256,12 @@ fn the_addresses_in_the_asyncapi_document_are_all_that_the_types_build() {
         }
     }
     assert_eq!(
-        (subjects.len(), keys.len(), directory_keys.len(), workers_keys.len()),
+        (
+            subjects.len(),
+            keys.len(),
+            directory_keys.len(),
+            workers_keys.len()
+        ),
         (9, 5, 3, 3),
         "a kind is missing in {addresses:?}"
     );
