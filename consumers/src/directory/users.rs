@@ -47,15 +47,15 @@ struct RawUser {
     bot: bool,
 }
 
-/// A user, in a guild or none.
-type Seen = (Snowflake, Option<Snowflake>);
+/// Users by where they were seen, with the time of the event, Unix milliseconds.
+type Recent = BTreeMap<(Snowflake, Option<Snowflake>), (RawUser, u64)>;
 
 /// The bucket of users.
 #[derive(Debug)]
 pub(crate) struct Users {
     bucket: kv::Store,
     // What was written last, and when.
-    recent: Mutex<BTreeMap<Seen, (RawUser, u64)>>,
+    recent: Mutex<Recent>,
 }
 
 impl Users {
