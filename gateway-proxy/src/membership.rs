@@ -2,7 +2,7 @@
 //! apart again at the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -16,12 +16,14 @@ use crate::discord_api::DiscordApi;
 use crate::fleet::Cluster;
 use crate::fleet::agent::{Agent, Means};
 use crate::fleet::bucket::Bucket;
-use crate::fleet::coordinator::Coordinator;
+use crate::fleet::coordinator::{Coordinator, Sharding};
 use crate::fleet::leadership::Leadership;
 use crate::fleet::service::{self, Inboxes, WISHES_MAX};
 use crate::fleet::states::States;
 use crate::holder::Holder;
 use crate::identify::{ASKS_MAX, Ask, Grants, GrantsMeans, Identifies, SIGHTINGS_MAX, Sighting};
+use crate::metrics::Metrics;
+use crate::status::ProcessStatus;
 
 /// What handing over keeps of the grace period for letting go of what nobody took.
 const LET_GO_SHARE: u32 = 4;
@@ -116,15 +118,22 @@ impl Membership {
             may_serve.cancelled().await;
             serving.await;
         });
-        let recommended = Arc::new(AtomicU32::new(started.gateway.shards));
-        let asking = ask_for_shards(started.api.clone(), Arc::clone(&recommended));
+        let asking = ask_for_shards(
+            started.api.clone(),
+            started.gateway.shards,
+            Arc::clone(&started.process),
+            started.metrics.clone(),
+        );
         spawn_until(background, asking);
         let coordinator = Coordinator::new(
             bucket.clone(),
             started.metrics.clone(),
             Arc::clone(&started.process),
-            started.config.shards(),
-            recommended,
+            Sharding {
+                wish: started.config.shards().fixed(),
+                first: started.shard_count.get(),
+                void_plan: started.void_plan,
+            },
         );
         let (others, seen_others) = watch::channel(0);
         let following = Arc::new(AtomicBool::new(true));
@@ -244,13 +253,33 @@ fn pinned(started: &Started) -> Option<std::collections::BTreeSet<u32>> {
     }
 }
 
-/// Keeps what Discord recommends.
-async fn ask_for_shards(api: DiscordApi, recommended: Arc<AtomicU32>) {
+/// Says when Discord recommends another number of shards than the bot has.
+async fn ask_for_shards(
+    api: DiscordApi,
+    mut recommended: u32,
+    process: Arc<ProcessStatus>,
+    metrics: Metrics,
+) {
+    let mut said = None;
     loop {
+        let shards = process.total_shards();
+        if shards != recommended && said != Some(recommended) {
+            said = Some(recommended);
+            warn!(
+                shards,
+                recommended,
+                "Discord recommends another number of shards; it changes with a start with --shards, and sessions then begin anew"
+            );
+        }
         tokio::time::sleep(RECOMMENDED_EVERY).await;
         match api.gateway_bot().await {
-            Ok(answer) => recommended.store(answer.shards, Ordering::Relaxed),
-            Err(error) => warn!(%error, "the recommended number of shards could not be read again"),
+            Ok(answer) => {
+                recommended = answer.shards;
+                metrics.shards_recommended.set(u64::from(recommended));
+            }
+            Err(error) => {
+                warn!(%error, "the recommended number of shards could not be read again");
+            }
         }
     }
 }

@@ -119,6 +119,8 @@ pub struct Instruments {
     pub session_starts_total: Level,
     /// Session starts left today.
     pub session_starts_remaining: Level,
+    /// Shards that Discord recommends.
+    pub shards_recommended: Level,
     /// Members of the fleet that live, this process included.
     pub fleet_members: Level,
     /// Epoch of the plan that is followed.

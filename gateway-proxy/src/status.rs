@@ -219,6 +219,12 @@ impl ProcessStatus {
         self.total_shards.store(count, Ordering::Relaxed);
     }
 
+    /// How many shards the whole bot has, 0 while nobody knows.
+    #[must_use]
+    pub fn total_shards(&self) -> u32 {
+        self.total_shards.load(Ordering::Relaxed)
+    }
+
     /// Which server the process is connected to.
     pub fn set_nats_server(&self, server: String, version: String) {
         let mut nats = locked(&self.nats);

@@ -33,6 +33,10 @@ pub struct Member {
     /// Who coordinates: the highest wins (`--coordinator-priority`), then the oldest.
     #[serde(default)]
     pub coordinator_priority: i64,
+    /// How many shards the bot shall have (`--shards`), null for `auto`. The count changes once all members
+    /// of a fleet want the same other one.
+    #[serde(default)]
+    pub wants_shards: Option<u32>,
     /// When the process started, Unix milliseconds.
     #[serde(default)]
     pub started_at_unix_ms: u64,

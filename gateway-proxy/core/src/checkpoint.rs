@@ -7,7 +7,7 @@ use crate::session::{EndReason, Resumable};
 
 /// A session nobody was connected to for so long is not asked for any more. Discord keeps sessions
 /// "a few minutes"; a refused RESUME costs only seconds, so the bound is generous.
-const SESSION_LIFE_MS: u64 = 60 * 60 * 1_000;
+pub const SESSION_LIFE_MS: u64 = 60 * 60 * 1_000;
 
 /// What a session must have been made with to be resumed by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@
 //! Times are [`std::time::Instant`] of the process that calls; two processes never compare them. What
 //! is written for others (unix ms) orders and informs, it decides nothing that must be safe.
 
+pub mod count;
 pub mod fence;
 pub mod handover;
 pub mod lease;

@@ -3,20 +3,28 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv;
-use schemas::{FleetKey, Plan, ShardId};
+use gateway_proxy_core::fleet::count;
+use schemas::{Plan, ShardId};
+use tracing::warn;
 
 use crate::admin::Admin;
 use crate::config::{Config, NatsSettings, NatsTarget, ShardCount};
 use crate::discord_api::{DiscordApi, GatewayBot};
 use crate::embedded::EmbeddedNats;
 use crate::exit::Fatal;
+use crate::fleet::bucket::Bucket;
+use crate::fleet::states::States;
 use crate::metrics::Metrics;
 use crate::nats::{self, Nats};
 use crate::shutdown::Shutdown;
 use crate::status::{Hold, ProcessStatus, unix_ms};
 use crate::stream;
+
+/// Between two attempts to read what NATS knows of the shards.
+const READ_PAUSE: Duration = Duration::from_millis(250);
 
 /// Everything the shards need; all checks of the start have passed.
 #[derive(Debug)]
@@ -43,6 +51,8 @@ pub struct Started {
     pub gateway_asked_unix_ms: u64,
     /// How many shards the bot has.
     pub shard_count: NonZeroU32,
+    /// Epoch of the fleet's plan, if it has another count and nothing of it is left.
+    pub void_plan: Option<u64>,
     /// Those this process holds, ascending.
     pub shards: Vec<ShardId>,
     /// Where the HTTP endpoints listen.
@@ -59,7 +69,7 @@ pub struct Started {
 /// The first reason not to go on.
 pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, Fatal> {
     for warning in config.warnings() {
-        tracing::warn!("{warning}");
+        warn!("{warning}");
     }
     let process = ProcessStatus::new(config.proxy_id().clone());
     let metrics = Metrics::new(Arc::clone(&process));
@@ -86,8 +96,10 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         api.gateway_bot_within(timeout),
     )?;
     let gateway_asked_unix_ms = unix_ms();
-    let planned = planned_count(&config, &nats).await;
-    let (shard_count, shards) = placed(&config, planned, &gateway)?;
+    starting.set_reason("checking the streams");
+    let fleet_bucket = stream::ensure_fleet_bucket(&nats, config.stream(), timeout).await?;
+    let earlier = earlier(&config, &nats, &fleet_bucket, &gateway).await?;
+    let (shard_count, shards) = placed(&config, earlier.count, &gateway)?;
     process.set_total_shards(shard_count.get());
     let limit = gateway.session_start_limit;
     metrics.session_starts_total.set(u64::from(limit.total));
@@ -95,9 +107,8 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         .session_starts_remaining
         .set(u64::from(limit.remaining));
 
-    starting.set_reason("checking the streams");
+    metrics.shards_recommended.set(u64::from(gateway.shards));
     stream::ensure_event_streams(&nats, config.stream(), shard_count, timeout).await?;
-    let fleet_bucket = stream::ensure_fleet_bucket(&nats, config.stream(), timeout).await?;
     starting.set_reason("starting shards");
     Ok(Started {
         config,
@@ -111,6 +122,7 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
         gateway,
         gateway_asked_unix_ms,
         shard_count,
+        void_plan: earlier.void_plan,
         shards,
         http,
         starting: Some(starting),
@@ -118,29 +130,80 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
     })
 }
 
-/// The shard count of a fleet that runs already: sessions belong to it, whatever Discord recommends.
-async fn planned_count(config: &Config, nats: &Nats) -> Option<NonZeroU32> {
-    config.fleet()?;
-    let bucket = config.prefix().fleet_bucket();
-    // Without a bucket there is no plan; without an answer the coordinator knows better in a moment.
-    let bucket = nats.jetstream.get_key_value(bucket).await.ok()?;
-    let value = bucket.get(FleetKey::Plan.to_string()).await.ok()??;
-    let plan: Plan = serde_json::from_slice(&value).ok()?;
-    NonZeroU32::new(plan.shard_count)
+/// What NATS tells of the number of shards at the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Earlier {
+    count: Option<u32>,
+    // Epoch of a plan with another count, of which nothing is left.
+    void_plan: Option<u64>,
+}
+
+/// The sharding that sessions belong to: with `auto` it stays, whatever Discord recommends meanwhile.
+async fn earlier(
+    config: &Config,
+    nats: &Nats,
+    bucket: &kv::Store,
+    gateway: &GatewayBot,
+) -> Result<Earlier, Fatal> {
+    if config.shards() != ShardCount::Auto {
+        return Ok(Earlier::default());
+    }
+    let states = States::new(Bucket::new(
+        nats.client.clone(),
+        nats.jetstream.clone(),
+        bucket.clone(),
+        config.prefix().clone(),
+    ));
+    let deadline = Instant::now() + config.startup_timeout();
+    let snapshot = loop {
+        match states.snapshot().await {
+            Ok(snapshot) => break snapshot,
+            Err(reason) if Instant::now() >= deadline => {
+                return Err(nats.unanswered("reading the fleet's bucket", &reason));
+            }
+            Err(reason) => warn!(reason, "the fleet's bucket is not read, trying again"),
+        }
+        tokio::time::sleep(READ_PAUSE).await;
+    };
+    let kept = snapshot.kept(unix_ms());
+    let known = kept.map(|kept| kept.count);
+    let running = kept.is_some_and(|kept| kept.running);
+    let count = count::at_start(known, running, gateway.shards);
+    if let Some(was) = known.filter(|was| *was != count) {
+        warn!(
+            was,
+            shards = count,
+            "Discord recommends so many more shards that sessions begin anew"
+        );
+    }
+    let void = |plan: &&Plan| !running && plan.shard_count != count;
+    Ok(Earlier {
+        count: Some(count),
+        void_plan: snapshot.plan.as_ref().filter(void).map(|plan| plan.epoch),
+    })
 }
 
 /// How many shards there are, and which are ours.
 fn placed(
     config: &Config,
-    planned: Option<NonZeroU32>,
+    kept: Option<u32>,
     gateway: &GatewayBot,
 ) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
-    let count = match (config.shards(), planned) {
-        (ShardCount::Fixed(count), _) => count,
-        (ShardCount::Auto, Some(planned)) => planned,
+    let count = match config.shards() {
+        ShardCount::Fixed(count) => count,
         // GatewayBot has at least one.
-        (ShardCount::Auto, None) => NonZeroU32::new(gateway.shards).unwrap_or(NonZeroU32::MIN),
+        ShardCount::Auto => {
+            NonZeroU32::new(kept.unwrap_or(gateway.shards)).unwrap_or(NonZeroU32::MIN)
+        }
     };
+    let unit = gateway.session_start_limit.max_concurrency;
+    if count::may_be_refused(count.get(), unit) {
+        warn!(
+            shards = count,
+            multiple_of = unit,
+            "Discord gives very large bots a number that the shard count must be a multiple of; it may refuse this one (4010)"
+        );
+    }
     let out_of_range = |error: schemas::IdError| {
         Fatal::usage(
             format!("--shard-ids: {error} (--shards auto: Discord recommends {count})"),

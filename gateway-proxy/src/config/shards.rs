@@ -22,6 +22,15 @@ pub enum ShardCount {
 }
 
 impl ShardCount {
+    /// The number, if one was given.
+    #[must_use]
+    pub const fn fixed(self) -> Option<u32> {
+        match self {
+            Self::Auto => None,
+            Self::Fixed(count) => Some(count.get()),
+        }
+    }
+
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.trim() == "auto" {
             return Ok(Self::Auto);

@@ -2,11 +2,10 @@
 //! for the one write, which the agent runs beside itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway_proxy_core::fleet::count::{self, Facts, Notice};
 use gateway_proxy_core::fleet::plan::{self, Candidate, Input, Outcome, Problem, Reason, Request};
 use gateway_proxy_core::fleet::rebalance::{Observed, Rebalancer, ShardLoad};
 use gateway_proxy_core::fleet::view::View;
@@ -16,7 +15,6 @@ use tracing::{error, info, warn};
 
 use super::bucket::{Bucket, WriteError};
 use super::service::Refusal;
-use crate::config::ShardCount;
 use crate::metrics::Metrics;
 use crate::status::{Hold, ProcessStatus, unix_ms};
 
@@ -44,9 +42,7 @@ pub(crate) struct Coordinator {
     bucket: Bucket,
     metrics: Metrics,
     process: Arc<ProcessStatus>,
-    count: ShardCount,
-    // What Discord recommends, as it said last.
-    recommended: Arc<AtomicU32>,
+    sharding: Sharding,
     // The plan as it stands, and the key's revision.
     plan: Option<Plan>,
     revision: u64,
@@ -65,6 +61,17 @@ pub(crate) struct Coordinator {
     said: Said,
 }
 
+/// What the number of shards depends on.
+#[derive(Debug)]
+pub(crate) struct Sharding {
+    /// `--shards` of this process.
+    pub(crate) wish: count::Wish,
+    /// The count of a first plan if nobody asked for another.
+    pub(crate) first: u32,
+    /// Epoch of a plan found at the start of which nothing is left: no member, no session.
+    pub(crate) void_plan: Option<u64>,
+}
+
 /// What a plan depends on, but for requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Basis {
@@ -77,7 +84,7 @@ struct Basis {
 struct Said {
     problems: Vec<Problem>,
     hold: Option<Hold>,
-    count: Option<(u32, Instant)>,
+    count: Option<Notice>,
     newer: Option<Instant>,
 }
 
@@ -140,15 +147,13 @@ impl Coordinator {
         bucket: Bucket,
         metrics: Metrics,
         process: Arc<ProcessStatus>,
-        count: ShardCount,
-        recommended: Arc<AtomicU32>,
+        sharding: Sharding,
     ) -> Self {
         Self {
             bucket,
             metrics,
             process,
-            count,
-            recommended,
+            sharding,
             plan: None,
             revision: 0,
             term: None,
@@ -206,7 +211,7 @@ impl Coordinator {
             self.say_newer(format, now);
             return None;
         }
-        let count = self.shard_count(now);
+        let count = self.shard_count(view, now);
         self.observe(count, view, now);
         self.forget_drains(view, now);
         let basis = Basis {
@@ -410,40 +415,28 @@ impl Coordinator {
             .collect()
     }
 
-    fn shard_count(&mut self, now: Instant) -> u32 {
-        let planned = self.plan.as_ref().map(|plan| plan.shard_count);
-        let recommended = self.recommended.load(Ordering::Relaxed);
-        let (count, advised) = match (self.count, planned) {
-            (ShardCount::Fixed(count), _) => (count.get(), None),
-            // Sessions belong to a count: another one is an operator's decision.
-            (ShardCount::Auto, Some(planned)) => (planned, Some(recommended)),
-            (ShardCount::Auto, None) => (
-                NonZeroU32::new(recommended).map_or(1, NonZeroU32::get),
-                None,
-            ),
-        };
-        let said = |at: &Option<(u32, Instant)>, what: u32| {
-            at.is_some_and(|(known, at)| known == what && now < at + SAY_EVERY)
-        };
-        if let Some(advised) = advised.filter(|advised| *advised != count)
-            && !said(&self.said.count, advised)
+    fn shard_count(&mut self, view: &View, now: Instant) -> u32 {
+        let stays = |(_, member): &(&ProxyId, &Member)| member.fleet && !member.draining;
+        let wishes: Vec<(&ProxyId, count::Wish)> = view
+            .live(now)
+            .filter(stays)
+            .map(|(proxy, member)| (proxy, member.wants_shards))
+            .collect();
+        let plan = self.plan.as_ref();
+        let (count, notice) = count::of_fleet(&Facts {
+            own: self.sharding.wish,
+            wishes: &wishes,
+            kept: plan
+                .filter(|plan| Some(plan.epoch) != self.sharding.void_plan)
+                .map(|plan| plan.shard_count),
+            first: self.sharding.first,
+        });
+        if let Some(notice) = &notice
+            && self.said.count.as_ref() != Some(notice)
         {
-            self.said.count = Some((advised, now));
-            warn!(
-                shards = count,
-                recommended = advised,
-                "Discord recommends another number of shards"
-            );
-        } else if let Some(planned) = planned.filter(|planned| *planned != count)
-            && !said(&self.said.count, planned)
-        {
-            self.said.count = Some((planned, now));
-            warn!(
-                was = planned,
-                shards = count,
-                "--shards differs from the plan: every shard begins anew"
-            );
+            warn!("{notice}");
         }
+        self.said.count = notice;
         count
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
+use gateway_proxy_core::checkpoint::SESSION_LIFE_MS;
 use schemas::health::{ClusterState, ClusterStatus, ProcessStatus, WorkerState};
 use schemas::{FleetKey, Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
 
@@ -25,6 +26,14 @@ pub(crate) struct Snapshot {
     pub(crate) records: BTreeMap<ShardId, ShardRecord>,
     /// Keys whose values nobody can read.
     pub(crate) unreadable: Vec<String>,
+}
+
+/// A shard count that sessions belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) count: u32,
+    /// Processes hold shards of it at this moment.
+    pub(crate) running: bool,
 }
 
 /// Reads the bucket.
@@ -116,6 +125,33 @@ impl Snapshot {
                 .max()
                 .unwrap_or(0),
         }
+    }
+
+    /// The sharding that sessions belong to: the running processes', else that of the newest session that
+    /// may still be resumed.
+    pub(crate) fn kept(&self, now_ms: u64) -> Option<Kept> {
+        let held = self.members.values().flat_map(|member| &member.shards);
+        let held = held.map(|shard| shard.count()).max();
+        let follows = self.members.values().any(|member| member.fleet);
+        let planned = self.plan.as_ref().map(|plan| plan.shard_count);
+        if let Some(count) = planned.filter(|_| follows).or(held) {
+            return Some(Kept {
+                count,
+                running: true,
+            });
+        }
+        let alive = |record: &&ShardRecord| {
+            record.session_id.is_some()
+                && record
+                    .sequence_at_unix_ms
+                    .is_some_and(|at| now_ms.saturating_sub(at) <= SESSION_LIFE_MS)
+        };
+        let records = self.records.values().filter(alive);
+        let newest = records.max_by_key(|record| record.sequence_at_unix_ms)?;
+        Some(Kept {
+            count: newest.shard.count(),
+            running: false,
+        })
     }
 
     /// Whether a shard delivers: ready, and its owner lives.

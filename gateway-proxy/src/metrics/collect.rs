@@ -86,6 +86,8 @@ impl Output<'_> {
         let help = "Shards that stopped delivering, by what was done";
         self.labelled("shard_silences", help, &it.silences)?;
         self.labelled("heartbeats", "Heartbeats", &it.heartbeats)?;
+        let help = "Shards that Discord recommends";
+        self.level("shards_recommended", help, None, &it.shards_recommended)?;
         let help = "Session starts Discord grants per day";
         self.level("session_starts_limit", help, None, &it.session_starts_total)?;
         let help = "Session starts left today";

@@ -26,6 +26,7 @@ mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -173,6 +174,11 @@ impl Simulator {
     /// Another load.
     pub fn set_load(&self, load: Load) {
         self.shared.set_load(load);
+    }
+
+    /// `/gateway/bot` recommends this number of shards from here on.
+    pub fn recommend(&self, shards: u32) {
+        self.shared.recommended.store(shards, Ordering::Relaxed);
     }
 
     /// Somebody types `/ping` or `/info` in a guild (its number) or, with `None`, in a direct

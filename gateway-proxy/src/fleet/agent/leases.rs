@@ -102,6 +102,7 @@ impl Agent {
                 .as_ref()
                 .map(|pinned| pinned.iter().copied().collect()),
             coordinator_priority: config.coordinator_priority().into(),
+            wants_shards: config.shards().fixed(),
             started_at_unix_ms: process.started_unix_ms(),
             load: Load {
                 cpu_percent: rounded(process.cpu_percent()),

@@ -50,7 +50,7 @@ impl Agent {
                 if leads {
                     answer.send(Err(Refusal::new(
                         501,
-                        "this version changes the shard count only with a start: --shards",
+                        "start every proxy with the same --shards <count>: the number changes once all ask for it, and sessions begin anew",
                     )));
                 }
             }

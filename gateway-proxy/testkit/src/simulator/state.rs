@@ -1,7 +1,7 @@
 //! What all connections share: guilds, sessions, routes, counters and the clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -156,6 +156,8 @@ pub(crate) struct Shared {
     pub(crate) cancel: CancellationToken,
     pub(crate) runtime: Handle,
     pub(crate) load_changed: Notify,
+    /// `shards` of `/gateway/bot`.
+    pub(crate) recommended: AtomicU32,
     /// Number of GUILD_CREATE in `names`.
     pub(crate) guild_create: u16,
     /// The frame of RESUMED.
@@ -209,6 +211,7 @@ impl Shared {
             rest: RestState::default(),
             guild_create: names.number("GUILD_CREATE"),
             resumed: Arc::new(resumed),
+            recommended: AtomicU32::new(config.shards),
             config,
             urls,
             names,
@@ -219,6 +222,7 @@ impl Shared {
             counters: Counters::default(),
             cancel: CancellationToken::new(),
             runtime: Handle::current(),
+
             load_changed: Notify::new(),
             started: Instant::now(),
             started_unix_ms: unix.as_millis() as u64,

@@ -1,6 +1,7 @@
 //! The endpoints behind the limits.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
@@ -52,7 +53,7 @@ async fn gateway_bot(State(shared): App) -> Response {
     let reset_after = shared.refresh_budget(&mut hub);
     Json(json!({
         "url": shared.urls.gateway,
-        "shards": shared.config.shards,
+        "shards": shared.recommended.load(Ordering::Relaxed),
         "session_start_limit": {
             "total": shared.config.session_starts.total,
             "remaining": hub.starts_left,
