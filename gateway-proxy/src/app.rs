@@ -60,7 +60,7 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     let shared = Arc::new(shared(&started, &desks, ownership, fatal)?);
     spawn_background(&started, &shared, &publishers, &background);
     let holder = holder(&started, shared, publishers, streams, &background);
-    let mut member = Membership::begin(&started, &holder, desks, &background);
+    let mut member = Membership::begin(&started, &holder, desks, &background)?;
 
     let starting = started.starting.take();
     let work = async {

@@ -2,6 +2,7 @@
 //! bucket, NATS' services and the shards this process holds.
 
 pub(crate) mod agent;
+pub(crate) mod apart;
 pub(crate) mod bucket;
 pub(crate) mod coordinator;
 pub(crate) mod leadership;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::spawn_until;
 use crate::cli::Started;
 use crate::discord_api::DiscordApi;
+use crate::exit::Fatal;
 use crate::fleet::Cluster;
-use crate::fleet::agent::{Agent, Means};
+use crate::fleet::agent::{Agent, Means, NO_MEMBER};
+use crate::fleet::apart::{self, Apart};
 use crate::fleet::bucket::Bucket;
 use crate::fleet::coordinator::{Coordinator, Sharding};
 use crate::fleet::leadership::Leadership;
@@ -65,7 +67,8 @@ pub(crate) struct Membership {
     following: Arc<AtomicBool>,
     permitted: CancellationToken,
     stop: CancellationToken,
-    agent: JoinHandle<()>,
+    // The agent has left.
+    over: oneshot::Receiver<()>,
     fleet: bool,
 }
 
@@ -80,7 +83,7 @@ impl Membership {
             asks: (asks, asked),
         }: Desks,
         background: &CancellationToken,
-    ) -> Self {
+    ) -> Result<Self, Fatal> {
         let bucket = Bucket::new(
             started.nats.client.clone(),
             started.nats.jetstream.clone(),
@@ -125,30 +128,40 @@ impl Membership {
             started.metrics.clone(),
         );
         spawn_until(background, asking);
-        let coordinator = Coordinator::new(
-            bucket.clone(),
-            started.metrics.clone(),
-            Arc::clone(&started.process),
-            Sharding {
-                wish: started.config.shards().fixed(),
-                first: started.shard_count.get(),
-                void_plan: started.void_plan,
-            },
-        );
         let (others, seen_others) = watch::channel(0);
         let following = Arc::new(AtomicBool::new(true));
-        let means = means(started, holder, &bucket, states, sightings, &following);
-        let agent = Agent::new(means, coordinator, leadership, others, wished);
+        let means = means(started, holder, states, sightings, &following);
+        let sharding = Sharding {
+            wish: started.config.shards().fixed(),
+            first: started.shard_count.get(),
+            void_plan: started.void_plan,
+        };
+        let apart = Apart {
+            settings: started.nats_settings.clone(),
+            name: format!("gateway-proxy {} lease", started.config.proxy_id()),
+            prefix: started.config.prefix().clone(),
+        };
+        let fleet = started.config.fleet().is_some();
+        let waiting = fleet.then(|| started.process.hold(NO_MEMBER));
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        Self {
+        let over = apart::run(apart, stop.clone(), move |bucket| {
+            let means = means(bucket);
+            let coordinator = Coordinator::new(
+                means.bucket.clone(),
+                means.metrics.clone(),
+                Arc::clone(&means.process),
+                sharding,
+            );
+            Agent::new(means, coordinator, leadership, others, wished, waiting)
+        })?;
+        Ok(Self {
             others: seen_others,
             following,
             permitted,
             stop,
-            agent: tokio::spawn(live(agent, stopped)),
-            fleet: started.config.fleet().is_some(),
-        }
+            over,
+            fleet,
+        })
     }
 
     /// NATS permits what the proxy needs: it answers requests from here on.
@@ -194,45 +207,42 @@ impl Membership {
     /// Gives the leases back.
     pub(crate) async fn leave(self) {
         self.stop.cancel();
-        if tokio::time::timeout(LEAVE_TIMEOUT, self.agent)
-            .await
-            .is_err()
-        {
+        let left = tokio::time::timeout(LEAVE_TIMEOUT, self.over).await;
+        if !matches!(left, Ok(Ok(()))) {
             warn!("the leases of this process end by themselves");
         }
     }
 }
 
-async fn live(mut agent: Agent, stop: CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = agent.run() => {}
-    }
-    agent.leave().await;
-}
-
+/// Everything the agent works with but its own way to the bucket.
 fn means(
     started: &Started,
     holder: &Arc<Holder>,
-    bucket: &Bucket,
     states: States,
     sightings: mpsc::Sender<Sighting>,
     following: &Arc<AtomicBool>,
-) -> Means {
-    Means {
-        config: Arc::clone(&started.config),
-        bucket: bucket.clone(),
-        holder: Arc::clone(holder),
+) -> impl FnOnce(Bucket) -> Means + Send + 'static {
+    let config = Arc::clone(&started.config);
+    let process = Arc::clone(&started.process);
+    let (metrics, shutdown) = (started.metrics.clone(), started.shutdown.clone());
+    let (pinned, http) = (pinned(started), started.http.to_string());
+    let (holder, following) = (Arc::clone(holder), Arc::clone(following));
+    let shards = Handle::current();
+    move |bucket| Means {
+        config,
+        shards,
+        bucket,
         ownership: holder.ownership().clone(),
-        process: Arc::clone(&started.process),
-        metrics: started.metrics.clone(),
-        shutdown: started.shutdown.clone(),
         fatal: holder.fatal(),
-        pinned: pinned(started),
-        http: started.http.to_string(),
+        holder,
+        process,
+        metrics,
+        shutdown,
+        pinned,
+        http,
         states,
         sightings,
-        following: Arc::clone(following),
+        following,
     }
 }
 

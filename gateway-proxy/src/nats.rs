@@ -123,18 +123,38 @@ pub async fn connect(
     Ok(nats)
 }
 
+/// Another connection, for what may not wait behind everything else. It is made in the background, on
+/// the runtime that calls, and again whenever it is lost.
+///
+/// # Errors
+/// [`Fatal::Bug`] when a URL that [`connect`] took cannot be used.
+pub(crate) async fn connect_beside(settings: &NatsSettings, name: String) -> Result<Client, Fatal> {
+    let options = credentials(settings)
+        .name(name)
+        .retry_on_initial_connect()
+        .event_callback(|event| {
+            tracing::debug!(%event, "the connection for the lease");
+            std::future::ready(())
+        });
+    let connected = options.connect(servers(settings)?).await;
+    connected.map_err(|error| Fatal::bug(format!("NATS took a connection and then none: {error}")))
+}
+
+fn servers(settings: &NatsSettings) -> Result<Vec<ServerAddr>, Fatal> {
+    let servers = settings.servers().iter();
+    servers
+        .map(|server| server.url().parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error| Fatal::bug(format!("NATS URL accepted but unusable: {error}")))
+}
+
 async fn first_connection(
     settings: &NatsSettings,
     deadline: Instant,
     startup_timeout: Duration,
     options: impl Fn() -> ConnectOptions,
 ) -> Result<Client, Fatal> {
-    let servers: Vec<ServerAddr> = settings
-        .servers()
-        .iter()
-        .map(|server| server.url().parse())
-        .collect::<Result<_, _>>()
-        .map_err(|error| Fatal::bug(format!("NATS URL accepted but unusable: {error}")))?;
+    let servers = servers(settings)?;
     let mut backoff = BACKOFF_FIRST;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -181,11 +201,25 @@ fn options(
     metrics: &Metrics,
     refusals: &Refusals,
 ) -> ConnectOptions {
-    let options = ConnectOptions::new()
+    let observer = Observer {
+        process: Arc::clone(process),
+        metrics: metrics.clone(),
+        refusals: refusals.clone(),
+        lost: AtomicBool::new(false),
+    };
+    credentials(settings)
         .name(format!("gateway-proxy {}", process.proxy()))
+        .event_callback(move |event| {
+            observer.observe(&event);
+            std::future::ready(())
+        })
+}
+
+fn credentials(settings: &NatsSettings) -> ConnectOptions {
+    let options = ConnectOptions::new()
         .tls_client_config(settings.tls().as_ref().clone())
         .require_tls(settings.requires_tls());
-    let options = match settings.auth() {
+    match settings.auth() {
         NatsAuth::None => options,
         NatsAuth::UserPassword { user, password } => {
             options.user_and_password(user.clone(), password.expose_secret().to_owned())
@@ -199,17 +233,7 @@ fn options(
             })
         }
         NatsAuth::Nkey { key } => options.nkey(key.seed().unwrap_or_default()),
-    };
-    let observer = Observer {
-        process: Arc::clone(process),
-        metrics: metrics.clone(),
-        refusals: refusals.clone(),
-        lost: AtomicBool::new(false),
-    };
-    options.event_callback(move |event| {
-        observer.observe(&event);
-        std::future::ready(())
-    })
+    }
 }
 
 /// Notes what happens to the connection.

@@ -104,6 +104,12 @@ impl Ownership {
         self.pulse.standstills.load(Ordering::Acquire) + just_now
     }
 
+    /// True while the runtime that holds the shards has not come round for so long that others should
+    /// have them.
+    pub(crate) fn stands_still(&self) -> bool {
+        self.pulse.since_tick() > STOOD_STILL
+    }
+
     /// Until when this process may act on its shards.
     pub(crate) const fn fence(&self) -> &Fence {
         &self.fence

@@ -2,6 +2,10 @@
 //! has the lease. It waits for one cause, tells the decisions of `core::fleet`, and carries out what
 //! they answer; whatever takes time runs beside it and reports back.
 //!
+//! It has a thread, a runtime and a connection of its own: a lease ends after two seconds, and a process
+//! whose shards have a lot to do (a start brings megabytes for each) would lose it by being busy, let go
+//! of its shards, and have as much to do again.
+//!
 //! Outside a fleet it does the same but for the plan: it is a member so that others see what it holds, and
 //! a candidate because somebody must grant IDENTIFYs.
 
@@ -21,6 +25,7 @@ use gateway_proxy_core::fleet::handover::Handover;
 use gateway_proxy_core::fleet::lease::{self, Candidate};
 use gateway_proxy_core::fleet::view::View;
 use schemas::{FleetKey, IdentifyState, Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
@@ -60,6 +65,9 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Means {
     pub(crate) config: Arc<Config>,
+    /// Where the shards live, and everything that takes time. The agent has a runtime of its own.
+    pub(crate) shards: Handle,
+    /// On a connection of the agent's own.
     pub(crate) bucket: Bucket,
     pub(crate) holder: Arc<Holder>,
     pub(crate) ownership: Ownership,
@@ -155,13 +163,18 @@ enum Wake {
     Draining,
 }
 
+/// Why a process is not ready before it has joined.
+pub(crate) const NO_MEMBER: &str = "this proxy is not a member of the fleet";
+
 impl Agent {
+    /// `waiting` keeps the process from being ready until it has what it shall have.
     pub(crate) fn new(
         means: Means,
         coordinator: Coordinator,
         leadership: Leadership,
         others: watch::Sender<usize>,
         wishes: mpsc::Receiver<Wish>,
+        waiting: Option<Hold>,
     ) -> Self {
         let me = means.config.proxy_id().clone();
         let fleet = means.config.fleet().is_some();
@@ -189,7 +202,7 @@ impl Agent {
             gate,
             coordinator,
             leadership,
-            waiting: None,
+            waiting,
             others,
             wishes,
             news,
@@ -329,9 +342,14 @@ impl Agent {
         soon.map_or(now + TICK, |at| at.clamp(now + BREATH, now + TICK))
     }
 
-    /// Runs something that ends by itself.
+    /// Runs something short that ends by itself, such as a write of a lease.
     fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(tokio::spawn(work));
+    }
+
+    /// Runs something where the shards are.
+    fn among_shards(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.means.shards.spawn(work)
     }
 
     // ---- what was seen ----

@@ -288,6 +288,26 @@ async fn a_frozen_member_finds_its_shards_taken_and_does_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_keeps_the_shards_busy_costs_no_lease() {
+    let config = Config {
+        guilds: 360,
+        guild_bytes: GuildBytes {
+            median: 400_000,
+            max: 2_000_000,
+            ..GuildBytes::default()
+        },
+        load: Load::quiet(),
+        heartbeat_interval: Duration::from_secs(41),
+        ..twelve_shards()
+    };
+    let fleet = Fleet::start(config, &["a"]).await;
+    fleet.rig.caught_up(&[fleet.proxy("a")]).await;
+    for line in fleet.proxy("a").log() {
+        assert!(!line.contains("it lets go of everything"), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn going_from_one_process_to_shard_ranges_to_a_fleet_keeps_the_sessions() {
     let mut fleet = Fleet::empty(twelve_shards()).await;
     let single = fleet.rig.proxy().spawn();

@@ -24,6 +24,10 @@ impl Agent {
     pub(super) fn keep_lease(&mut self, action: fence::Action, now: Instant) {
         match action {
             fence::Action::Join => self.join(now),
+            fence::Action::Renew { .. } if self.fleet && self.means.ownership.stands_still() => {
+                // Alive, but nobody serves the shards: the lease ends, and others take them.
+                self.lease.handle_failed(now);
+            }
             fence::Action::Renew { expected_revision } => self.write_member(expected_revision, now),
             fence::Action::Close(why) => self.close(why, now),
         }
@@ -135,10 +139,10 @@ impl Agent {
         self.gate.lower();
         self.means.metrics.fleet_fenced.increment();
         let (means, done) = (Arc::clone(&self.means), self.done.clone());
-        self.beside(async move {
+        drop(self.among_shards(async move {
             means.holder.abandon_all().await;
             drop(done.send(Done::Abandoned).await);
-        });
+        }));
     }
 
     pub(super) fn hear_of_lease(&mut self, outcome: Outcome, now: Instant) {

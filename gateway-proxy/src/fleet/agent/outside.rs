@@ -6,7 +6,7 @@ use schemas::health::FleetHealth;
 use schemas::{Member, ProxyId, ShardId};
 use tracing::info;
 
-use super::Agent;
+use super::{Agent, NO_MEMBER};
 use crate::fleet::service::{Refusal, Wish};
 use crate::shard::Order;
 use crate::shutdown::Phase;
@@ -57,7 +57,7 @@ impl Agent {
             Wish::State { answer } => {
                 if leads {
                     let state = self.means.states.clone();
-                    self.beside(async move { answer.send(state.read().await) });
+                    drop(self.among_shards(async move { answer.send(state.read().await) }));
                 }
             }
         }
@@ -82,7 +82,7 @@ impl Agent {
     /// What this proxy waits for before it has what it shall have.
     fn lacks(&self) -> Option<String> {
         if self.lease.valid_until().is_none() {
-            return Some("this proxy is not a member of the fleet".to_owned());
+            return Some(NO_MEMBER.to_owned());
         }
         let Some(plan) = self.handover.plan() else {
             return Some("there is no plan yet".to_owned());

@@ -75,7 +75,7 @@ impl Agent {
     fn order(&mut self, shard: ShardId, work: Work) {
         let before = self.at_work.remove(&shard);
         let (done, joining) = (self.done.clone(), self.joinings);
-        let work = tokio::spawn(async move {
+        let work = self.among_shards(async move {
             if let Some(before) = before {
                 drop(before.await);
             }
