@@ -12,7 +12,6 @@ use tracing::{info, warn};
 
 use crate::app::spawn_until;
 use crate::cli::Started;
-use crate::discord_api::DiscordApi;
 use crate::exit::Fatal;
 use crate::fleet::Cluster;
 use crate::fleet::agent::{Agent, Means, NO_MEMBER};
@@ -24,8 +23,6 @@ use crate::fleet::service::{self, Inboxes, WISHES_MAX};
 use crate::fleet::states::States;
 use crate::holder::Holder;
 use crate::identify::{ASKS_MAX, Ask, Grants, GrantsMeans, Identifies, SIGHTINGS_MAX, Sighting};
-use crate::metrics::Metrics;
-use crate::status::ProcessStatus;
 
 /// What handing over keeps of the grace period for letting go of what nobody took.
 const LET_GO_SHARE: u32 = 4;
@@ -108,50 +105,28 @@ impl Membership {
         };
         spawn_until(background, grants(started, limiter).run());
         let (wishes, wished) = mpsc::channel(WISHES_MAX);
-        let inboxes = Inboxes { wishes, asks };
         let permitted = CancellationToken::new();
-        let may_serve = permitted.clone();
         let serving = service::run(
             started.nats.client.clone(),
             started.config.prefix().clone(),
             holder.ownership().instance(),
-            inboxes,
+            Inboxes { wishes, asks },
         );
+        let may_serve = permitted.clone();
         spawn_until(background, async move {
             may_serve.cancelled().await;
             serving.await;
         });
-        let asking = ask_for_shards(
-            started.api.clone(),
-            started.gateway.shards,
-            Arc::clone(&started.process),
-            started.metrics.clone(),
-        );
-        spawn_until(background, asking);
+        spawn_until(background, ask_for_shards(started));
         let (others, seen_others) = watch::channel(0);
         let following = Arc::new(AtomicBool::new(true));
         let means = means(started, holder, states, sightings, &following);
-        let sharding = Sharding {
-            wish: started.config.shards().fixed(),
-            first: started.shard_count.get(),
-            void_plan: started.void_plan,
-        };
-        let apart = Apart {
-            settings: started.nats_settings.clone(),
-            name: format!("gateway-proxy {} lease", started.config.proxy_id()),
-            prefix: started.config.prefix().clone(),
-        };
         let fleet = started.config.fleet().is_some();
         let waiting = fleet.then(|| started.process.hold(NO_MEMBER));
+        let coordinator = coordinator(started);
         let stop = CancellationToken::new();
-        let over = apart::run(apart, stop.clone(), move |bucket| {
+        let over = apart::run(apart(started), stop.clone(), move |bucket| {
             let means = means(bucket);
-            let coordinator = Coordinator::new(
-                means.bucket.clone(),
-                means.metrics.clone(),
-                Arc::clone(&means.process),
-                sharding,
-            );
             Agent::new(means, coordinator, leadership, others, wished, waiting)
         })?;
         Ok(Self {
@@ -214,6 +189,24 @@ impl Membership {
     }
 }
 
+fn apart(started: &Started) -> Apart {
+    Apart {
+        settings: started.nats_settings.clone(),
+        name: format!("gateway-proxy {} lease", started.config.proxy_id()),
+        prefix: started.config.prefix().clone(),
+    }
+}
+
+fn coordinator(started: &Started) -> Coordinator {
+    let sharding = Sharding {
+        wish: started.config.shards().fixed(),
+        first: started.shard_count.get(),
+        void_plan: started.void_plan,
+    };
+    let process = Arc::clone(&started.process);
+    Coordinator::new(started.metrics.clone(), process, sharding)
+}
+
 /// Everything the agent works with but its own way to the bucket.
 fn means(
     started: &Started,
@@ -264,31 +257,31 @@ fn pinned(started: &Started) -> Option<std::collections::BTreeSet<u32>> {
 }
 
 /// Says when Discord recommends another number of shards than the bot has.
-async fn ask_for_shards(
-    api: DiscordApi,
-    mut recommended: u32,
-    process: Arc<ProcessStatus>,
-    metrics: Metrics,
-) {
+fn ask_for_shards(started: &Started) -> impl Future<Output = ()> + Send + 'static {
+    let (api, metrics) = (started.api.clone(), started.metrics.clone());
+    let process = Arc::clone(&started.process);
+    let mut recommended = started.gateway.shards;
     let mut said = None;
-    loop {
-        let shards = process.total_shards();
-        if shards != recommended && said != Some(recommended) {
-            said = Some(recommended);
-            warn!(
-                shards,
-                recommended,
-                "Discord recommends another number of shards; it changes with a start with --shards, and sessions then begin anew"
-            );
-        }
-        tokio::time::sleep(RECOMMENDED_EVERY).await;
-        match api.gateway_bot().await {
-            Ok(answer) => {
-                recommended = answer.shards;
-                metrics.shards_recommended.set(u64::from(recommended));
+    async move {
+        loop {
+            let shards = process.total_shards();
+            if shards != recommended && said != Some(recommended) {
+                said = Some(recommended);
+                warn!(
+                    shards,
+                    recommended,
+                    "Discord recommends another number of shards; it changes with a start with --shards, and sessions then begin anew"
+                );
             }
-            Err(error) => {
-                warn!(%error, "the recommended number of shards could not be read again");
+            tokio::time::sleep(RECOMMENDED_EVERY).await;
+            match api.gateway_bot().await {
+                Ok(answer) => {
+                    recommended = answer.shards;
+                    metrics.shards_recommended.set(u64::from(recommended));
+                }
+                Err(error) => {
+                    warn!(%error, "the recommended number of shards could not be read again");
+                }
             }
         }
     }

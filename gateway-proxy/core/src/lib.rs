@@ -7,7 +7,6 @@ pub mod close;
 pub mod commands;
 pub mod fleet;
 pub mod frame;
-pub mod identify;
 pub mod ingest;
 pub mod outgoing;
 pub mod session;

@@ -320,13 +320,10 @@ impl Agent {
             }
         };
         if let Some(work) = begun {
-            let reports = self.done.clone();
+            let (means, reports) = (Arc::clone(&self.means), self.done.clone());
             self.beside(async move {
-                drop(
-                    reports
-                        .send(Done::Coordinated(work.carry_out().await))
-                        .await,
-                );
+                let done = work.carry_out(&means.bucket).await;
+                drop(reports.send(Done::Coordinated(done)).await);
             });
         }
         self.show(now);

@@ -1,5 +1,5 @@
-//! What the coordinator does for the shards: it looks at the members, plans, and writes the plan. Pure but
-//! for the one write, which the agent runs beside itself.
+//! What the coordinator does for the shards: it looks at the members, plans, and says what is to be
+//! written. The agent runs the write beside itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,7 +39,6 @@ const SAY_EVERY: Duration = Duration::from_secs(600);
 /// The coordinator's part of every process; it rests while another coordinates.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
-    bucket: Bucket,
     metrics: Metrics,
     process: Arc<ProcessStatus>,
     sharding: Sharding,
@@ -91,7 +90,6 @@ struct Said {
 /// A plan to be written.
 #[derive(Debug)]
 pub(crate) struct Work {
-    bucket: Bucket,
     plan: Plan,
     expected_revision: u64,
 }
@@ -116,18 +114,16 @@ impl Done {
 
 impl Work {
     /// Writes the plan if nobody wrote another meanwhile.
-    pub(crate) async fn carry_out(self) -> Done {
+    pub(crate) async fn carry_out(self, bucket: &Bucket) -> Done {
         let value = serde_json::to_vec(&self.plan).expect("plans hold only strings and numbers");
         let (key, expected) = (FleetKey::Plan, self.expected_revision);
-        let write = self
-            .bucket
-            .write(&key, value.into(), expected, None, WRITE_TIMEOUT);
+        let write = bucket.write(&key, value.into(), expected, None, WRITE_TIMEOUT);
         match write.await {
             Ok(revision) => Done::Written {
                 plan: self.plan,
                 revision,
             },
-            Err(WriteError::Refused) => match self.bucket.read(&key, WRITE_TIMEOUT).await {
+            Err(WriteError::Refused) => match bucket.read(&key, WRITE_TIMEOUT).await {
                 Ok(entry) => Done::Refused {
                     revision: entry.revision,
                     plan: entry
@@ -143,14 +139,8 @@ impl Work {
 
 impl Coordinator {
     /// One that rests.
-    pub(crate) fn new(
-        bucket: Bucket,
-        metrics: Metrics,
-        process: Arc<ProcessStatus>,
-        sharding: Sharding,
-    ) -> Self {
+    pub(crate) fn new(metrics: Metrics, process: Arc<ProcessStatus>, sharding: Sharding) -> Self {
         Self {
-            bucket,
             metrics,
             process,
             sharding,
@@ -254,7 +244,6 @@ impl Coordinator {
         self.rebalancer.handle_moved(joining, now);
         self.writing = Some(std::mem::take(&mut self.requests));
         Some(Work {
-            bucket: self.bucket.clone(),
             plan,
             expected_revision: self.revision,
         })
@@ -562,3 +551,6 @@ fn holders(count: u32, view: &View, now: Instant) -> BTreeMap<u32, ProxyId> {
         .map(|(shard, proxy)| (shard.id(), proxy.clone()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

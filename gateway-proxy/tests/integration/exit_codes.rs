@@ -252,7 +252,7 @@ async fn a_stream_that_overlaps_or_replicas_without_a_cluster_end_with_78() {
     let discord = FakeDiscord::with_shards(1).await;
     let proxy = Run::proxy(&nats.url(), &discord.api_url());
     let finished = proxy.clone().args(&["--replicas", "3"]).finish().await;
-    finished.expect(78, &["DISCORD_EVENTS", "--replicas"]);
+    finished.expect(78, &["KV_discord_fleet", "--replicas"]);
     let jetstream = testkit::nats::jetstream(&nats.url()).await.unwrap();
     let other = Stream {
         name: "EVERYTHING".to_owned(),

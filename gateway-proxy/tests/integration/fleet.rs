@@ -584,6 +584,23 @@ async fn status_shows_every_proxy_and_shard_and_the_coordinator_answers_over_htt
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn monitor_shows_what_changes_until_it_is_ended() {
+    let mut fleet = Fleet::start(twelve_shards(), &["a", "b"]).await;
+    let monitor = verb(&fleet, &["monitor"]).spawn_printing();
+    monitor
+        .printed("healthy: 12 of 12 shards ready, 2 proxies")
+        .await;
+    fleet.kill("a").await;
+    monitor.printed("proxy is gone").await;
+    monitor
+        .printed("healthy: 12 of 12 shards ready, 1 proxies, coordinated by b")
+        .await;
+    monitor.signal(Signal::SIGINT);
+    assert_eq!(monitor.exit_code().await, Some(0));
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shards_without_room_are_named_and_the_others_run() {
     let mut fleet = Fleet::empty(twelve_shards()).await;
     fleet.join("a", &["--max-shards", "5"]);

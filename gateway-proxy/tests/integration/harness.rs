@@ -14,7 +14,9 @@ use axum::response::IntoResponse;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -119,13 +121,24 @@ impl Run {
     pub(crate) fn spawn(&self) -> Proxy {
         let mut child = self.command().spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
+        Self::follow(child, stderr)
+    }
+
+    /// Starts and goes on; what it prints for people takes the place of the log.
+    pub(crate) fn spawn_printing(&self) -> Proxy {
+        let mut child = self.command().stderr(Stdio::inherit()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        Self::follow(child, stdout)
+    }
+
+    fn follow(child: Child, output: impl AsyncRead + Unpin + Send + 'static) -> Proxy {
         let (log, _) = watch::channel(Vec::new());
         let lines = log.clone();
         let reading = CancellationToken::new();
         let ended = reading.clone().drop_guard();
         tokio::spawn(async move {
             let _ended = ended;
-            let mut reader = BufReader::new(stderr).lines();
+            let mut reader = BufReader::new(output).lines();
             while let Ok(Some(line)) = reader.next_line().await {
                 lines.send_modify(|all: &mut Vec<String>| all.push(line));
             }
@@ -170,6 +183,12 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Waits for a log line whose message contains `text`.
     pub(crate) async fn logged(&self, text: &str) -> Value {
+        let line = self.printed(text).await;
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}"))
+    }
+
+    /// Waits for a line that contains `text`.
+    pub(crate) async fn printed(&self, text: &str) -> String {
         let mut log = self.log.subscribe();
         let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
         let waited = tokio::time::timeout(patience(), log.wait_for(found)).await;
@@ -179,7 +198,7 @@ impl Proxy {
         drop(waited);
         let lines = self.log.borrow();
         let line = lines.iter().find(|line| line.contains(text)).unwrap();
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))
+        line.clone()
     }
 
     /// The address of the HTTP endpoints, as logged.

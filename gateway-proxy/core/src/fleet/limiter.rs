@@ -39,10 +39,9 @@ pub use breaker::FAILURES_MAX;
 use buckets::Buckets;
 use queue::{Queue, Waiting};
 
-use crate::identify::{MARGIN_MS, WINDOW_MS};
-
-/// One IDENTIFY per bucket in this time: Discord's 5 s, and a margin for ways of different length.
-pub const PERIOD: Duration = Duration::from_millis(WINDOW_MS + MARGIN_MS);
+/// One IDENTIFY per bucket in this time: Discord's 5 s (Gateway, Rate Limiting), and a margin: Discord
+/// measures at arrival, we at sending, and two sendings may take differently long on the way.
+pub const PERIOD: Duration = Duration::from_millis(5_000 + 100);
 /// How long after asking a grant may be used.
 pub const GOOD_FOR: Duration = Duration::from_secs(3);
 /// How long a request is held before it is told to come again. Well below [`GOOD_FOR`].

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use gateway_proxy_core::identify::{Budget, Hold, Limiter, Priority, WINDOW_MS};
+use gateway_proxy_core::fleet::limiter::PERIOD;
 use gateway_proxy_core::session::{
     Action, DispatchKind, Endpoint, Incoming, Phase, Resumable, Session, Settings, Verdict,
 };
@@ -45,10 +45,9 @@ pub(crate) struct World {
     pub(crate) session: Session,
     pub(crate) discord: Discord,
     publisher: Publisher,
-    limiter: Limiter,
     wants_grant: bool,
     granted: bool,
-    identified: Option<u64>,
+    identified: Option<Duration>,
     dialing: Option<(Duration, Option<Option<Frame>>)>,
     /// The next dials fail.
     pub(crate) unreachable: u32,
@@ -76,12 +75,6 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let epoch = Instant::now();
-        let budget = Budget {
-            total: u32::MAX,
-            remaining: u32::MAX,
-            reset_at_ms: u64::MAX,
-            max_concurrency: 1,
-        };
         Self {
             discord: Discord::new(&mut rng),
             rng,
@@ -89,7 +82,6 @@ impl World {
             now: Duration::ZERO,
             session: Session::new(settings(), None, epoch),
             publisher: Publisher::default(),
-            limiter: Limiter::new(budget, 0),
             wants_grant: false,
             granted: false,
             identified: None,
@@ -108,10 +100,6 @@ impl World {
 
     fn instant(&self) -> Instant {
         self.epoch + self.now
-    }
-
-    fn unix_ms(&self) -> u64 {
-        1_800_000_000_000 + u64::try_from(self.now.as_millis()).unwrap()
     }
 
     /// Goes to whatever comes next and lets it happen.
@@ -151,15 +139,9 @@ impl World {
     }
 
     fn next_grant(&self) -> Option<Duration> {
-        if !self.wants_grant {
-            return None;
-        }
-        match self.limiter.hold(self.unix_ms()) {
-            Hold::Idle => None,
-            Hold::Bucket(at) | Hold::Reserve(at) => {
-                Some(self.now + Duration::from_millis(at.saturating_sub(self.unix_ms())))
-            }
-        }
+        // One IDENTIFY per period; whose turn it is among many is the limiter's own simulation.
+        let free = self.identified.map_or(Duration::ZERO, |at| at + PERIOD);
+        self.wants_grant.then(|| free.max(self.now))
     }
 
     fn happen(&mut self) {
@@ -201,15 +183,8 @@ impl World {
     }
 
     fn grant(&mut self) {
-        if self.limiter.poll(self.unix_ms()).is_none() {
-            return;
-        }
         self.wants_grant = false;
-        self.granted = true;
-        if !self.session.handle_identify_granted(self.instant()) {
-            self.granted = false;
-            self.limiter.give_back();
-        }
+        self.granted = self.session.handle_identify_granted(self.instant());
     }
 
     fn receive(&mut self) {
@@ -352,22 +327,14 @@ impl World {
             match action {
                 Action::Connect(endpoint) => self.connect(&endpoint),
                 Action::Heartbeat { .. } => self.discord.heartbeat(self.now),
-                Action::RequestIdentify => {
-                    self.wants_grant = true;
-                    self.limiter.request(settings().shard, Priority::New);
-                }
-                Action::CancelIdentify => {
-                    self.wants_grant = false;
-                    self.limiter.cancel(settings().shard);
-                }
+                Action::RequestIdentify => self.wants_grant = true,
+                Action::CancelIdentify => self.wants_grant = false,
                 Action::Identify => {
                     assert!(
                         std::mem::take(&mut self.granted),
                         "IDENTIFY without a grant"
                     );
-                    let at = self.unix_ms();
-                    let before = self.identified.replace(at);
-                    assert!(before.is_none_or(|before| at - before >= WINDOW_MS));
+                    self.identified = Some(self.now);
                     self.discord.identify(self.now);
                 }
                 Action::Resume { session_id, seq } => {
@@ -483,7 +450,6 @@ impl World {
         self.dialing = None;
         self.granted = false;
         self.wants_grant = false;
-        self.limiter.cancel(settings().shard);
         self.discord.disconnect(self.now);
         self.reading = true;
         self.connects.clear();
