@@ -181,10 +181,12 @@ impl Simulator {
         self.shared.recommended.store(shards, Ordering::Relaxed);
     }
 
-    /// Somebody types `/ping` or `/info` in a guild (its number) or, with `None`, in a direct
-    /// message. The interaction's id; `None` while nobody is connected to see it.
-    pub fn type_command(&self, guild: Option<u32>, name: &'static str) -> Option<u64> {
-        self.shared.type_command(guild, name)
+    /// Somebody types a slash command, as in `ping` or `/find guild query:7`, in a guild (its
+    /// number) or, with `None`, in a direct message. Options have the types they were registered
+    /// with. The interaction's id; `None` while nobody is connected to see it, and for what is no
+    /// command.
+    pub fn type_command(&self, guild: Option<u32>, text: &str) -> Option<u64> {
+        self.shared.type_command(guild, text)
     }
 
     /// What was generated for whom, and the rules broken. Copies everything.

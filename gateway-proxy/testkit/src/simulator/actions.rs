@@ -58,6 +58,11 @@ pub(crate) fn apply(shared: &Arc<Shared>, action: Action) -> usize {
         }
         Action::Burst { event, per_guild } => burst(shared, &event, per_guild),
         Action::Dispatch { t, d } => dispatch(shared, &t, &d),
+        Action::Command { text, guild } => {
+            let exists = (guild as usize) < shared.world.len();
+            let typed = exists.then(|| shared.type_command(Some(guild), &text));
+            usize::from(typed.flatten().is_some())
+        }
         Action::RestFault {
             status,
             count,

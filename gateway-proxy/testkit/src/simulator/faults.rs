@@ -238,6 +238,14 @@ pub enum Action {
         /// Its `d`.
         d: serde_json::Value,
     },
+    /// Somebody types a slash command.
+    Command {
+        /// As its user sees it: `/find guild query:7`.
+        text: String,
+        /// Number of the guild, the busiest first.
+        #[serde(default)]
+        guild: u32,
+    },
     /// The next REST requests fail.
     RestFault {
         /// HTTP status: 429 comes with `Retry-After`.
@@ -297,6 +305,13 @@ mod tests {
             &Action::Fault {
                 target: Target::Shard(3),
                 fault: Fault::Close { code: 4000 },
+            },
+        );
+        check(
+            r#"{"action":"command","text":"/find guild query:7"}"#,
+            &Action::Command {
+                text: "/find guild query:7".to_owned(),
+                guild: 0,
             },
         );
         check(

@@ -1,5 +1,7 @@
 //! Slash commands that somebody typed, and whether they were answered in time.
 
+mod typed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,6 +10,7 @@ use std::time::Duration;
 use schemas::ShardId;
 use serde::Serialize;
 
+pub(crate) use self::typed::{name, options};
 use super::guilds::splitmix;
 
 /// Discord takes the first answer for this long.
@@ -74,7 +77,7 @@ pub struct CommandRecord {
 
 struct Interaction {
     token: String,
-    name: &'static str,
+    name: String,
     shard: ShardId,
     typed_us: u64,
     answered_us: Option<u64>,
@@ -134,20 +137,13 @@ impl Interactions {
         super::guilds::snowflake(super::guilds::DISCORD_EPOCH_MS + hash % (1 << 38), hash)
     }
 
-    pub(crate) fn typed(
-        &self,
-        id: u64,
-        token: String,
-        name: &'static str,
-        shard: ShardId,
-        at: u64,
-    ) {
+    pub(crate) fn typed(&self, id: u64, token: String, name: &str, shard: ShardId, at: u64) {
         let mut inner = self.lock();
         inner.stats.typed += 1;
         let (answered_us, given_up, message) = (None, false, None);
         let record = Interaction {
             token,
-            name,
+            name: name.to_owned(),
             shard,
             typed_us: at,
             answered_us,
@@ -187,7 +183,7 @@ impl Interactions {
         let content = body["data"]["content"].as_str().map(str::to_owned);
         let record = CommandRecord {
             id,
-            name: known.name.to_owned(),
+            name: known.name.clone(),
             shard: known.shard,
             latency_us: Some(latency_us),
             content,
@@ -247,7 +243,7 @@ impl Interactions {
                 }
                 last.push_back(CommandRecord {
                     id: *id,
-                    name: interaction.name.to_owned(),
+                    name: interaction.name.clone(),
                     shard: interaction.shard,
                     latency_us: None,
                     content: None,

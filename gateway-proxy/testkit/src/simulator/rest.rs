@@ -20,7 +20,7 @@ use super::ledger::Rule;
 use super::state::Shared;
 
 /// Registered commands by guild (0 for global) and name.
-type Commands = BTreeMap<u64, BTreeMap<String, Value>>;
+pub(crate) type Commands = BTreeMap<u64, BTreeMap<String, Value>>;
 
 /// What REST remembers.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl RestState {
         Some(answer)
     }
 
-    fn commands(&self) -> MutexGuard<'_, Commands> {
+    pub(crate) fn commands(&self) -> MutexGuard<'_, Commands> {
         lock(&self.commands)
     }
 }

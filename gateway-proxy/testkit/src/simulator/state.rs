@@ -16,7 +16,7 @@ use super::connection::MemberRequests;
 use super::events::Names;
 use super::faults::{ConnectFault, Fault, Moment, Target};
 use super::guilds::{World, shard_of, snowflake, splitmix};
-use super::interactions::Interactions;
+use super::interactions::{self, Interactions};
 use super::ledger::{LedgerSnapshot, Log, Rule, Step};
 use super::load::{LoadState, Playback, Recorded};
 use super::rest::RestState;
@@ -340,7 +340,8 @@ impl Shared {
     }
 
     /// Somebody types a slash command, in a guild or in a direct message.
-    pub(crate) fn type_command(&self, guild: Option<u32>, name: &'static str) -> Option<u64> {
+    pub(crate) fn type_command(&self, guild: Option<u32>, text: &str) -> Option<u64> {
+        let name = interactions::name(text)?;
         let guild_id = guild.map_or(0, |guild| self.world.guild(guild).id);
         let routes = self.routes();
         let count = *routes.keys().next()?;
@@ -349,11 +350,13 @@ impl Shared {
         let id = snowflake(now_ms, serial);
         let token = self.interactions.token(id);
         let command_id = self.interactions.command_id(name);
+        let options = interactions::options(text, self.registered(guild_id, name).as_ref());
         let command = Command {
             id,
             token: &token,
             name,
             command_id,
+            options: &options,
         };
         let context = Context::new(guild_id, id, now_ms, Some(&command));
         let mut d = Vec::with_capacity(2048);
@@ -371,6 +374,14 @@ impl Shared {
             return None;
         }
         Some(id)
+    }
+
+    /// What the application registered under this name, for the guild or for all.
+    fn registered(&self, guild: u64, name: &str) -> Option<serde_json::Value> {
+        let all = self.rest.commands();
+        let key = serde_json::Value::from(name).to_string();
+        let scopes = [guild, 0].into_iter().filter_map(|scope| all.get(&scope));
+        scopes.filter_map(|scope| scope.get(&key)).next().cloned()
     }
 
     /// GUILD_DELETE of a guild in an outage.

@@ -50,6 +50,8 @@ pub(crate) struct Command<'a> {
     pub(crate) token: &'a str,
     pub(crate) name: &'a str,
     pub(crate) command_id: u64,
+    /// As they stand in `data`.
+    pub(crate) options: &'a [serde_json::Value],
 }
 
 /// What the slots of one rendering draw from.
@@ -286,6 +288,7 @@ mod tests {
             token: "tok",
             name: "ping",
             command_id: 6,
+            options: &[],
         };
         let context = Context::new(123_456_789, seed, VIRTUAL_EPOCH_MS, Some(&command));
         let mut out = Vec::new();

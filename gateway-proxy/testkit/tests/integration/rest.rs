@@ -141,6 +141,44 @@ async fn twilight_http_reads_every_answer() {
 }
 
 #[tokio::test]
+async fn options_come_nested_and_typed_as_they_were_registered() {
+    let sim = Simulator::start(Config {
+        guilds: 1,
+        ..Config::default()
+    })
+    .await
+    .unwrap();
+    let (mut client, _) = Client::identified(&sim, [0, 1]).await;
+    let definition = json!({"name": "find", "description": "Finds something", "options": [
+        {"name": "guild", "type": 1, "description": "Finds a server", "options": [
+            {"name": "query", "type": 3, "description": "Its name"},
+            {"name": "limit", "type": 4, "description": "At most"},
+        ]},
+    ]});
+    let path = "/api/v10/applications/1/commands";
+    let (made, _) = Caller::new(&sim).call(Method::POST, path, definition).await;
+    assert_eq!(made.status(), 201);
+    let action = Action::Command {
+        text: "/find guild query:two words limit:7".to_owned(),
+        guild: 0,
+    };
+    assert_eq!(sim.apply(action), 1);
+    let event = client.expect_event("INTERACTION_CREATE").await;
+    assert_eq!(
+        event["d"]["data"]["options"],
+        json!([{"name": "guild", "type": 1, "options": [
+            {"name": "query", "type": 3, "value": "two words"},
+            {"name": "limit", "type": 4, "value": 7},
+        ]}])
+    );
+    let none = Action::Command {
+        text: "/ping".to_owned(),
+        guild: 9,
+    };
+    assert_eq!(sim.apply(none), 0, "there is no tenth guild");
+}
+
+#[tokio::test]
 async fn a_slash_command_is_answered_once_and_in_time() {
     let sim = Simulator::start(Config {
         guilds: 1,

@@ -41,6 +41,7 @@ pub(super) enum Slot {
     InteractionToken,
     CommandName,
     CommandId,
+    CommandOptions,
     List(List),
 }
 
@@ -136,6 +137,7 @@ fn slot(name: &str) -> Option<Slot> {
         "itok" => Slot::InteractionToken,
         "cmd" => Slot::CommandName,
         "cmdid" => Slot::CommandId,
+        "cmdopts" => Slot::CommandOptions,
         "*roles" => Slot::List(List::Roles),
         "*emojis" => Slot::List(List::Emojis),
         "*stickers" => Slot::List(List::Stickers),
@@ -227,6 +229,14 @@ fn write(all: &Templates, out: &mut Vec<u8>, slot: Slot, c: &mut Context<'_>) {
             out.extend_from_slice(c.command.map_or("ping", |command| command.name).as_bytes());
         }
         Slot::CommandId => decimal(out, c.command.map_or(0, |command| command.command_id)),
+        Slot::CommandOptions => {
+            let options = c.command.map_or(&[][..], |command| command.options);
+            // Absent for a command without any, as from Discord.
+            if !options.is_empty() {
+                out.extend_from_slice(b",\"options\":");
+                out.extend_from_slice(serde_json::json!(options).to_string().as_bytes());
+            }
+        }
         Slot::List(list) => all.list(out, list, c),
     }
 }
