@@ -47,6 +47,8 @@ pub struct Fleet {
     pub zone: Option<String>,
     /// Who coordinates: the highest wins.
     pub coordinator_priority: i32,
+    /// How long a proxy that is not heard of keeps its shards; whole seconds.
+    pub lease_ttl: Duration,
 }
 
 /// Names and limits of the event streams and the fleet's bucket.
@@ -181,6 +183,12 @@ impl Config {
         } else {
             None
         }
+    }
+
+    /// How long a process that is not heard of counts as alive, in every mode.
+    #[must_use]
+    pub const fn lease_ttl(&self) -> Duration {
+        self.fleet.lease_ttl
     }
 
     /// Who coordinates: the highest wins, in every mode.

@@ -59,6 +59,10 @@ pub struct Member {
     /// as `owner_instance`. Null in what older versions wrote.
     #[serde(default)]
     pub instance: Option<String>,
+    /// TTL of this key in milliseconds (`--lease-ttl`): others wait so long before they take its shards. Null
+    /// in what older versions wrote, which is 2,000.
+    #[serde(default)]
+    pub lease_ttl_ms: Option<u64>,
     /// Number of this heartbeat since it joined, so that a process knows its own writes again when it
     /// sees them.
     #[serde(default)]
@@ -89,6 +93,9 @@ pub struct Leader {
     pub proxy: ProxyId,
     /// Grows by one with every change of the coordinator.
     pub epoch: u64,
+    /// TTL of this key in milliseconds, as in [`Member`].
+    #[serde(default)]
+    pub lease_ttl_ms: Option<u64>,
     /// Its `--coordinator-priority`: a member with a higher one takes over.
     #[serde(default)]
     pub priority: i64,

@@ -30,8 +30,23 @@ pub mod view;
 
 use std::time::Duration;
 
-/// TTL of a lease unless configured. Whole seconds: NATS knows no others.
+/// TTL of a lease unless configured, and the shortest. Whole seconds: NATS knows no others.
 pub const TTL: Duration = Duration::from_secs(2);
+
+/// Longest TTL believed in: how long shards stay with a member that is not heard of any more.
+pub const TTL_MAX: Duration = Duration::from_secs(60);
+
+/// How long the holder of a lease acts on it, from when it *sent* the write: a little less than the TTL.
+#[must_use]
+pub fn acts_for(ttl: Duration) -> Duration {
+    ttl - margin(ttl)
+}
+
+/// The TTL that a member or coordinator says it has; `unsaid` in what older versions wrote.
+#[must_use]
+fn said_ttl(lease_ttl_ms: Option<u64>, unsaid: Duration) -> Duration {
+    lease_ttl_ms.map_or(unsaid, |ms| Duration::from_millis(ms).clamp(TTL, TTL_MAX))
+}
 
 /// What is known of a key after a compare-and-set was refused: the driver reads it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +88,6 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn valid_until(self, ttl: Duration) -> std::time::Instant {
-        self.sent_at + (ttl - margin(ttl))
+        self.sent_at + acts_for(ttl)
     }
 }

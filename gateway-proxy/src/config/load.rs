@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::ArgMatches;
+use gateway_proxy_core::fleet::{TTL, TTL_MAX};
 use schemas::{Intents, Prefix, ProxyId};
 use secrecy::SecretString;
 use url::Url;
@@ -179,6 +180,15 @@ fn switch(
     })
 }
 
+/// NATS counts TTLs in seconds.
+fn lease_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = value::duration(text, TTL, TTL_MAX)?;
+    if ttl.subsec_nanos() > 0 {
+        return Err("whole seconds".to_owned());
+    }
+    Ok(ttl)
+}
+
 fn fleet(
     resolver: &mut Resolver,
     warnings: &mut Vec<String>,
@@ -193,6 +203,7 @@ fn fleet(
         max_shards: resolver.optional(setting::MAX_SHARDS, positive)?,
         zone: resolver.optional(setting::ZONE, value::zone)?,
         coordinator_priority: resolver.required(setting::COORDINATOR_PRIORITY, any)?,
+        lease_ttl: resolver.required(setting::LEASE_TTL, lease_ttl)?,
     };
     if mode && switch(resolver, setting::FRESH)? {
         let restart = "`gateway-proxy restart <SHARD> --fresh` does it for one shard";
@@ -206,6 +217,7 @@ fn fleet(
         setting::MAX_SHARDS,
         setting::ZONE,
         setting::COORDINATOR_PRIORITY,
+        setting::LEASE_TTL,
     ];
     if !mode {
         let unused = companions.into_iter().filter_map(flagged);

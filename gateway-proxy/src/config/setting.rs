@@ -86,6 +86,8 @@ settings! {
         "In a fleet: failure zone this process runs in";
     COORDINATOR_PRIORITY = "coordinator-priority", ["COORDINATOR_PRIORITY"], Value("N"), Some("0"),
         SHARDS, "In a fleet: who coordinates; the highest wins";
+    LEASE_TTL = "lease-ttl", ["LEASE_TTL"], Value("DURATION"), Some("2s"), SHARDS,
+        "In a fleet: how long a proxy that is not heard of keeps its shards, in whole seconds";
     PROXY_ID = "proxy-id", ["PROXY_ID"], Value("NAME"), None, SHARDS,
         "Name of this process; by default made from the host's name";
 

@@ -48,7 +48,7 @@ use crate::shutdown::Shutdown;
 use crate::status::{Hold, ProcessStatus};
 
 /// Members of a fleet all return within this time after NATS was away: their renewals are tried several
-/// times per TTL.
+/// times per TTL. At least; with a longer TTL a quarter more than that.
 const SETTLE: Duration = Duration::from_millis(2_500);
 /// Reports of work that runs beside; who has more to say waits.
 const DONE_MAX: usize = 1_024;
@@ -179,7 +179,7 @@ impl Agent {
         let me = means.config.proxy_id().clone();
         let fleet = means.config.fleet().is_some();
         let gate = means.ownership.fence().clone();
-        let now = Instant::now();
+        let (now, ttl) = (Instant::now(), means.config.lease_ttl());
         let mut keys = vec![FleetKey::ALL_MEMBERS.to_owned()];
         for key in [FleetKey::Leader, FleetKey::Plan, FleetKey::Identify] {
             keys.push(key.to_string());
@@ -192,9 +192,9 @@ impl Agent {
         let (done, reports) = mpsc::channel(DONE_MAX);
         let instance = means.ownership.instance().to_string();
         Self {
-            view: View::new(me.clone(), TTL, SETTLE),
-            lease: Lease::new(TTL, now),
-            candidate: Candidate::new(me.clone(), TTL),
+            view: View::new(me.clone(), TTL, SETTLE.max(ttl + ttl / 4)),
+            lease: Lease::new(ttl, now),
+            candidate: Candidate::new(me.clone(), ttl),
             handover: Handover::new(me.clone(), instance),
             means: Arc::new(means),
             me,

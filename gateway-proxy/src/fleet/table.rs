@@ -237,6 +237,7 @@ mod tests {
             leader: Some(Leader {
                 proxy: "a".parse().unwrap(),
                 epoch: 2,
+                lease_ttl_ms: None,
                 priority: 0,
                 since_unix_ms: 0,
             }),

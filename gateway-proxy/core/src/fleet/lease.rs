@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use schemas::{Leader, Member, ProxyId};
 
 use super::view::View;
-use super::{Current, Gone, Held, margin};
+use super::{Current, Gone, Held, margin, said_ttl};
 
 /// Renewals per TTL.
 const RENEWALS: u32 = 4;
@@ -415,7 +415,13 @@ impl Candidate {
         if self.key.gone.is_some() {
             return None;
         }
-        let ends = self.key.changed_at? + self.ttl + margin(self.ttl) / 2;
+        let said = self
+            .key
+            .leader
+            .as_ref()
+            .and_then(|leader| leader.lease_ttl_ms);
+        let ttl = said_ttl(said, self.ttl);
+        let ends = self.key.changed_at? + ttl + margin(ttl) / 2;
         (now < ends).then_some(ends)
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use schemas::{Member, ProxyId};
 
-use super::Gone;
+use super::{Gone, TTL_MAX, said_ttl};
 
 /// Most members believed in. A fleet has tens; garbage in the bucket must not cost memory.
 const MEMBERS_MAX: usize = 1_024;
@@ -120,7 +120,7 @@ pub struct DuplicateId {
 }
 
 impl View {
-    /// Nothing seen yet. `settle` is how long a complete view is waited with before shards are moved
+    /// Nothing seen yet. `ttl` is that of members that do not say theirs; `settle` is how long a complete view is waited with before shards are moved
     /// away from members that are not in it: after a restart of NATS all return at different moments.
     #[must_use]
     pub const fn new(me: ProxyId, ttl: Duration, settle: Duration) -> Self {
@@ -245,7 +245,7 @@ impl View {
         }
         if seen.revision < owner.revision {
             // What is known of the member is older than its record: it may have joined since.
-            return synced_since(owner.seen_at + self.ttl)
+            return synced_since(owner.seen_at + self.ttl_of(seen))
                 && (same || seen.gone.is_some() || self.is_silent(seen, now));
         }
         match (seen.gone, current) {
@@ -311,7 +311,8 @@ impl View {
             return free;
         }
         // The server removes a dead one's key after a TTL; one that stays has lost its TTL.
-        let until = seen.changed_at.max(listed_at) + self.ttl + self.ttl / EARLY;
+        let ttl = self.ttl_of(seen);
+        let until = seen.changed_at.max(listed_at) + ttl + ttl / EARLY;
         let renewed = seen.changed_at > seen.first_at && seen.revision > seen.first_revision;
         if renewed && now < until {
             let http = seen.member.as_ref().and_then(|member| member.http.clone());
@@ -330,10 +331,13 @@ impl View {
     #[must_use]
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let listed = self.listed_at?;
-        let silences = self.members.values().filter_map(|seen| match seen.gone {
-            Some(Gone::Expired) => Some(seen.changed_at + self.ttl - self.ttl / EARLY),
-            Some(Gone::Deleted) => Some(seen.changed_at + self.ttl),
-            None => None,
+        let silences = self.members.values().filter_map(|seen| {
+            let ttl = self.ttl_of(seen);
+            match seen.gone {
+                Some(Gone::Expired) => Some(seen.changed_at + ttl - ttl / EARLY),
+                Some(Gone::Deleted) => Some(seen.changed_at + ttl),
+                None => None,
+            }
         });
         [listed + self.ttl, listed + self.settle]
             .into_iter()
@@ -343,14 +347,21 @@ impl View {
     }
 
     fn is_silent(&self, seen: &Seen, now: Instant) -> bool {
+        let ttl = self.ttl_of(seen);
         match seen.gone {
-            Some(Gone::Expired) => now >= seen.changed_at + self.ttl - self.ttl / EARLY,
+            Some(Gone::Expired) => now >= seen.changed_at + ttl - ttl / EARLY,
             // Somebody's hand: the member may not know yet.
-            Some(Gone::Deleted) => now >= seen.changed_at + self.ttl,
+            Some(Gone::Deleted) => now >= seen.changed_at + ttl,
             None => self
                 .synced_through
-                .is_some_and(|synced| synced >= seen.changed_at + self.ttl),
+                .is_some_and(|synced| synced >= seen.changed_at + ttl),
         }
+    }
+
+    /// How long a member acts at most after it was seen: each says its own.
+    fn ttl_of(&self, seen: &Seen) -> Duration {
+        let said = seen.member.as_ref().and_then(|member| member.lease_ttl_ms);
+        said_ttl(said, self.ttl)
     }
 
     // Only an echo that was quick proves something: the bucket keeps one value per key, so a watch that
@@ -369,7 +380,7 @@ impl View {
 
     fn make_room(&mut self, now: Instant) -> bool {
         if self.members.len() >= MEMBERS_MAX {
-            let ttl = self.ttl;
+            let ttl = TTL_MAX;
             self.members
                 .retain(|_, seen| seen.gone.is_none() || now < seen.changed_at + ttl);
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use gateway_proxy_core::fleet::TTL;
+use gateway_proxy_core::fleet::acts_for;
 use gateway_proxy_core::fleet::fence::{self, Why};
 use gateway_proxy_core::fleet::lease;
 use gateway_proxy_core::fleet::view::Admission;
@@ -15,10 +15,6 @@ use super::{Agent, Done, LEAVE_TIMEOUT, SAY_EVERY, encode, is_member_of};
 use crate::exit::Fatal;
 use crate::fleet::write::{LeaseWrite, Outcome};
 use crate::status::{rounded, unix_ms};
-
-/// How long the coordinator may act on a lease of [`TTL`] after it was sent; what `core::fleet` says of a
-/// member's counts here too.
-const LEADS_FOR: Duration = Duration::from_millis(1_500);
 
 impl Agent {
     pub(super) fn keep_lease(&mut self, action: fence::Action, now: Instant) {
@@ -77,7 +73,7 @@ impl Agent {
             key: FleetKey::Member(self.me.clone()),
             value: encode(&member),
             expected_revision,
-            ttl: TTL,
+            ttl: self.means.config.lease_ttl(),
             within: self.lease.write_timeout(),
         };
         let (means, done) = (Arc::clone(&self.means), self.done.clone());
@@ -87,6 +83,11 @@ impl Agent {
                 .await;
             drop(done.send(Done::Member(outcome)).await);
         });
+    }
+
+    fn lease_ttl_ms(&self) -> u64 {
+        // At most a minute.
+        u64::try_from(self.means.config.lease_ttl().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn member(&self, instance: &str) -> Member {
@@ -121,6 +122,7 @@ impl Agent {
             draining: self.draining,
             fleet: self.fleet,
             instance: Some(instance.to_owned()),
+            lease_ttl_ms: Some(self.lease_ttl_ms()),
             beat: self.beat,
         }
     }
@@ -197,6 +199,7 @@ impl Agent {
         let leader = Leader {
             proxy: me.clone(),
             epoch,
+            lease_ttl_ms: Some(self.lease_ttl_ms()),
             priority: self.means.config.coordinator_priority().into(),
             since_unix_ms: *self.leads_since.get_or_insert_with(unix_ms),
         };
@@ -204,7 +207,7 @@ impl Agent {
             key: FleetKey::Leader,
             value: encode(&leader),
             expected_revision,
-            ttl: TTL,
+            ttl: self.means.config.lease_ttl(),
             within: self.lease.write_timeout(),
         };
         let (means, done) = (Arc::clone(&self.means), self.done.clone());
@@ -245,7 +248,8 @@ impl Agent {
                     if led != Some(epoch) {
                         info!(epoch, "this proxy coordinates");
                     }
-                    self.leadership.hold(epoch, sent_at + LEADS_FOR);
+                    self.leadership
+                        .hold(epoch, sent_at + acts_for(self.means.config.lease_ttl()));
                 }
             }
             Outcome::Refused(current) => self.candidate.handle_refused(current, now),

@@ -16,6 +16,9 @@ use crate::rig::expect_clean;
 /// behind the last one stored). Nothing is lost; the events wait.
 const ID_FORGOTTEN: Duration = Duration::from_secs(150);
 
+/// The stream behind the fleet's bucket.
+const BUCKET: &str = "KV_discord_fleet";
+
 struct Three {
     cluster: Cluster,
     simulator: Simulator,
@@ -28,21 +31,28 @@ impl Three {
         Self { cluster, simulator }
     }
 
-    async fn proxy(&self) -> Proxy {
-        let run = Run::proxy(&self.cluster.url(), self.simulator.api_url())
+    fn run(&self) -> Run {
+        Run::proxy(&self.cluster.url(), self.simulator.api_url())
             .with("--replicas", "3")
-            .with("--startup-timeout", "60s");
-        ready(&run).await
+            .with("--startup-timeout", "60s")
     }
 
-    /// Asks any member until the stream is as wanted.
+    async fn proxy(&self) -> Proxy {
+        ready(&self.run()).await
+    }
+
+    /// Asks any member until the stream of the events is as wanted.
     async fn stream(&self, what: &str, wanted: impl Fn(&Info) -> bool) -> Info {
+        self.stream_of(STREAM, what, wanted).await
+    }
+
+    async fn stream_of(&self, name: &str, what: &str, wanted: impl Fn(&Info) -> bool) -> Info {
         let client = testkit::nats::connect(&self.cluster.url()).await.unwrap();
         let jetstream = jetstream::new(client);
         let mut last = String::new();
         let ask = async {
             loop {
-                let info = jetstream.get_stream(STREAM).await;
+                let info = jetstream.get_stream(name).await;
                 match info.map(|stream| stream.cached_info().clone()) {
                     Ok(info) if wanted(&info) => return info,
                     Ok(info) => last = format!("{info:?}"),
@@ -56,9 +66,22 @@ impl Three {
     }
 
     async fn leader(&self) -> String {
+        self.leader_of(STREAM).await
+    }
+
+    async fn leader_of(&self, name: &str) -> String {
         let leader = |info: &Info| info.cluster.as_ref().and_then(|it| it.leader.clone());
-        let info = self.stream("a leader", |info| leader(info).is_some()).await;
+        let is_led = |info: &Info| leader(info).is_some();
+        let info = self.stream_of(name, "a leader", is_led).await;
         leader(&info).unwrap()
+    }
+
+    async fn all_current(&self) {
+        let all_current = |info: &Info| {
+            let replicas = info.cluster.as_ref().map(|cluster| &cluster.replicas);
+            replicas.is_some_and(|all| all.len() == 2 && all.iter().all(|one| one.current))
+        };
+        self.stream("all replicas", all_current).await;
     }
 
     /// Waits until so many messages more are stored.
@@ -112,11 +135,31 @@ async fn a_killed_leader_of_the_stream_takes_nothing_with_it() {
         tokio::task::block_in_place(|| three.member(&leader).kill9().unwrap());
         three.stored_more(500).await;
         tokio::task::block_in_place(|| three.member(&leader).start_again().unwrap());
-        let all_current = |info: &Info| {
-            let replicas = info.cluster.as_ref().map(|cluster| &cluster.replicas);
-            replicas.is_some_and(|all| all.len() == 2 && all.iter().all(|one| one.current))
-        };
-        three.stream("all replicas", all_current).await;
+        three.all_current().await;
     }
     three.finish(proxy).await;
+}
+
+/// A cluster needs seconds to elect the bucket's leader, and nobody can renew a lease meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_of_the_bucket_costs_a_patient_fleet_no_connection() {
+    let mut three = Three::start(Load::rate(300.0)).await;
+    let mut proxies = Vec::new();
+    for name in ["a", "b"] {
+        let run = three.run().args(&["--fleet", "--proxy-id", name]);
+        proxies.push(ready(&run.with("--lease-ttl", "30s")).await);
+    }
+    let leader = three.leader_of(BUCKET).await;
+    tokio::task::block_in_place(|| three.member(&leader).kill9().unwrap());
+    three.leader_of(BUCKET).await;
+    three.stored_more(300).await;
+    tokio::task::block_in_place(|| three.member(&leader).start_again().unwrap());
+    three.all_current().await;
+    three.simulator.set_load(Load::quiet());
+    let both: Vec<&Proxy> = proxies.iter().collect();
+    let report = expect_clean(&three.cluster.url(), &three.simulator, &both).await;
+    assert_eq!((report.identifies, report.gaps.len()), (4, 0), "{report}");
+    for line in proxies.iter().flat_map(Proxy::log) {
+        assert!(!line.contains("it lets go of everything"), "{line}");
+    }
 }

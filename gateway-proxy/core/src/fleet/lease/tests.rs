@@ -27,6 +27,7 @@ fn leader(proxy: &str, epoch: u64) -> Option<Leader> {
     Some(Leader {
         proxy: name(proxy),
         epoch,
+        lease_ttl_ms: None,
         priority: 0,
         since_unix_ms: 0,
     })

@@ -63,6 +63,7 @@ pub(crate) struct Settings {
     pub(crate) started_at_unix_ms: u64,
     pub(crate) shard_count: u32,
     pub(crate) moves_max: u32,
+    pub(crate) ttl: Duration,
 }
 
 pub(crate) struct Process {
@@ -103,8 +104,8 @@ impl Process {
             reckless: false,
             gave_up: false,
             view: View::new(name.clone(), TTL, SETTLE),
-            fence: Fence::new(TTL, now),
-            candidate: Candidate::new(name.clone(), TTL),
+            fence: Fence::new(settings.ttl, now),
+            candidate: Candidate::new(name.clone(), settings.ttl),
             handover: Handover::new(name, format!("{}-0", settings.number)),
             inbox: VecDeque::new(),
             outbox: Vec::new(),
@@ -210,11 +211,12 @@ impl Process {
         member.draining = self.draining;
         member.instance = Some(self.instance());
         member.beat = self.beat;
+        member.lease_ttl_ms = Some(self.settings.ttl.as_millis() as u64);
         Write {
             key: Key::Member(self.settings.name.clone()),
             value: Value::Member(Box::new(member)),
             expected_revision: Some(expected_revision),
-            ttl: Some(TTL),
+            ttl: Some(self.settings.ttl),
         }
     }
 
@@ -256,6 +258,7 @@ impl Process {
         let leader = Leader {
             proxy: self.settings.name.clone(),
             epoch,
+            lease_ttl_ms: Some(self.settings.ttl.as_millis() as u64),
             priority: self.settings.priority,
             since_unix_ms: 0,
         };
@@ -263,7 +266,7 @@ impl Process {
             key: Key::Leader,
             value: Value::Leader(leader),
             expected_revision: Some(expected_revision),
-            ttl: Some(TTL),
+            ttl: Some(self.settings.ttl),
         };
         self.send(Why::Lead, write, now);
     }

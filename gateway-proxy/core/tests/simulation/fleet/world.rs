@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use gateway_proxy_core::fleet::Gone;
 use gateway_proxy_core::fleet::handover::Hold;
+use gateway_proxy_core::fleet::{Gone, TTL};
 use schemas::{ProxyId, ShardId};
 
 use crate::fleet::bucket::{Bucket, Key, Value, Write};
@@ -52,6 +52,8 @@ pub(crate) struct World {
     pub(crate) starts: u64,
     base: Instant,
     delay_max: Duration,
+    // Every third process has a longer TTL than the others.
+    patience: bool,
     named: u64,
 }
 
@@ -60,6 +62,7 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let bucket = Bucket::new(rng.u8(0..10) == 0, Duration::from_millis(rng.u64(0..60)));
         let delay_max = Duration::from_millis(*rng.choice(&[2, 2, 20, 150]).unwrap());
+        let patience = rng.bool();
         Self {
             rng,
             now: Duration::ZERO,
@@ -69,6 +72,7 @@ impl World {
             starts: 0,
             base: Instant::now(),
             delay_max,
+            patience,
             named: 0,
         }
     }
@@ -76,6 +80,7 @@ impl World {
     /// Short ways, and a server as it should be.
     pub(crate) fn be_calm(&mut self) {
         self.delay_max = Duration::from_millis(2);
+        self.patience = false;
         self.bucket.never_expires = false;
     }
 
@@ -93,6 +98,11 @@ impl World {
             started_at_unix_ms: 1_800_000_000_000 + self.now.as_millis() as u64 + skew,
             shard_count: self.shard_count,
             moves_max: self.rng.u32(1..10),
+            ttl: if self.patience && self.named.is_multiple_of(3) {
+                3 * TTL
+            } else {
+                TTL
+            },
         };
         let offset = Duration::from_secs(self.rng.u64(0..1_000_000));
         let clock = Clock {
