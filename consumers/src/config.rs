@@ -33,6 +33,10 @@ const DEFAULT_STARTUP_TIMEOUT: &str = "30s";
 const DEFAULT_GRACE_PERIOD: &str = "10s";
 /// Longest startup timeout and grace period: beyond an hour it is a typing mistake.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// What Discord allows a bot (Discord, Rate Limits, Global Rate Limit).
+const DEFAULT_REST_BUDGET: &str = "50";
+/// Far above what Discord has allowed anybody.
+const REST_BUDGET_MAX: u32 = 10_000;
 const CONCURRENCY_MAX: u32 = 10_000;
 /// As many event streams as the proxy's largest setting.
 const EVENT_STREAMS_MAX: u32 = 1024;
@@ -66,6 +70,8 @@ pub struct Config {
     pub(crate) event_streams: u32,
     pub(crate) consumer: String,
     pub(crate) concurrency: usize,
+    /// REST requests per second of all workers together; `None`: somebody else limits them.
+    pub(crate) rest_budget: Option<u32>,
     pub(crate) worker_id: String,
     pub(crate) http: SocketAddr,
     pub(crate) startup_timeout: Duration,
@@ -123,6 +129,8 @@ impl Config {
             "CONCURRENCY",
             DEFAULT_CONCURRENCY,
         )?;
+        let (key, name) = ("rest-budget", "REST_BUDGET");
+        let rest_budget = setting(options.rest_budget, key, name, DEFAULT_REST_BUDGET)?;
         let worker_id = setting(
             options.worker_id,
             "worker-id",
@@ -145,6 +153,7 @@ impl Config {
             event_streams: streams.read(|text| value::number(text, 1, EVENT_STREAMS_MAX))?,
             consumer: consumer.read(value::name)?,
             concurrency: concurrency.read(|text| value::number(text, 1, CONCURRENCY_MAX))? as usize,
+            rest_budget: rest_budget.read(budget)?,
             worker_id: worker_id.read(value::name)?,
             http: http.read(value::http_listen)?,
             startup_timeout: startup_timeout.read(|text| value::duration(text, WAIT_MAX))?,
@@ -256,6 +265,14 @@ fn nats_servers(text: &str) -> Result<Vec<ServerAddr>, String> {
     Ok(servers)
 }
 
+fn budget(text: &str) -> Result<Option<u32>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let number = value::number(text, 1, REST_BUDGET_MAX).map(Some);
+    number.map_err(|allowed| format!("{allowed}, or off"))
+}
+
 fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
@@ -358,6 +375,7 @@ mod tests {
             ("EVENT_STREAMS", "0"),
             ("CONSUMER_NAME", "a.b"),
             ("CONCURRENCY", "0"),
+            ("REST_BUDGET", "0"),
             ("WORKER_ID", "a b"),
             ("HTTP_LISTEN", "nowhere"),
             ("STARTUP_TIMEOUT", "soon"),

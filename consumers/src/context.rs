@@ -4,10 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use schemas::GuildId;
+use schemas::{GuildId, Prefix};
 
+use crate::broadcast::Broadcast;
+use crate::messages::ShardMessages;
+use crate::nats::Link;
 use crate::query::Directory;
-use crate::shards::ShardInfo;
+use crate::rest::Rest;
+use crate::sender::CommandSender;
+use crate::shards::{ShardInfo, Shards};
 
 /// The stored message an event came in.
 #[derive(Clone, Debug)]
@@ -48,6 +53,94 @@ impl WorkerInfo {
     }
 }
 
+#[derive(Debug)]
+struct Tools {
+    worker: WorkerInfo,
+    rest: Rest,
+    shards: Shards,
+    directory: Directory,
+    commands: CommandSender,
+    broadcast: Broadcast,
+    messages: ShardMessages,
+}
+
+/// What every handler of a worker may use, whatever it handles. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct WorkerContext(Arc<Tools>);
+
+impl WorkerContext {
+    pub(crate) fn new(
+        worker: WorkerInfo,
+        rest: Rest,
+        shards: Shards,
+        link: &Link,
+        prefix: &Prefix,
+        event_streams: u32,
+    ) -> Self {
+        let (client, prefix) = (|| link.client.clone(), || prefix.clone());
+        Self(Arc::new(Tools {
+            worker,
+            rest,
+            shards,
+            directory: Directory::new(client(), prefix()),
+            commands: CommandSender::new(client(), prefix(), event_streams),
+            broadcast: Broadcast::new(client(), prefix()),
+            messages: ShardMessages::new(client(), prefix()),
+        }))
+    }
+
+    /// This worker.
+    #[must_use]
+    pub fn worker(&self) -> &WorkerInfo {
+        &self.0.worker
+    }
+
+    /// Discord's REST API. The first response to an interaction is posted by the worker from what the
+    /// handler returns; this is for everything else.
+    #[must_use]
+    pub fn rest(&self) -> &Rest {
+        &self.0.rest
+    }
+
+    /// What is known of a shard.
+    #[must_use]
+    pub fn shard(&self, id: u32) -> ShardInfo {
+        self.0.shards.info(id, None)
+    }
+
+    /// What is known of all shards, in the order of their numbers; empty while no proxy has run.
+    #[must_use]
+    pub fn shards(&self) -> Vec<ShardInfo> {
+        let shards = &self.0.shards;
+        let numbers = shards.numbers().into_iter();
+        numbers.map(|id| shards.info(id, None)).collect()
+    }
+
+    /// What is known over all shards; answers while a `consumers directory` runs.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.0.directory
+    }
+
+    /// Sends gateway commands to shards: presence, voice state, requests for members.
+    #[must_use]
+    pub fn commands(&self) -> &CommandSender {
+        &self.0.commands
+    }
+
+    /// Tells or asks all workers.
+    #[must_use]
+    pub fn broadcast(&self) -> &Broadcast {
+        &self.0.broadcast
+    }
+
+    /// Tells or asks the worker that holds a shard.
+    #[must_use]
+    pub fn messages(&self) -> &ShardMessages {
+        &self.0.messages
+    }
+}
+
 /// Everything about one delivery of one interaction or event.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -55,9 +148,7 @@ pub struct Context {
     pub(crate) shard: ShardInfo,
     pub(crate) message_id: Arc<str>,
     pub(crate) age: Duration,
-    pub(crate) worker: WorkerInfo,
-    pub(crate) rest: Arc<twilight_http::Client>,
-    pub(crate) directory: Directory,
+    pub(crate) tools: WorkerContext,
 }
 
 impl Context {
@@ -89,20 +180,43 @@ impl Context {
 
     /// This worker.
     #[must_use]
-    pub const fn worker(&self) -> &WorkerInfo {
-        &self.worker
+    pub fn worker(&self) -> &WorkerInfo {
+        self.tools.worker()
     }
 
-    /// Discord's REST API with the bot's token. The first response is posted by the worker from
-    /// what the handler returns; this client is for everything else.
+    /// Discord's REST API: [`WorkerContext::rest`].
     #[must_use]
-    pub const fn rest(&self) -> &Arc<twilight_http::Client> {
-        &self.rest
+    pub fn rest(&self) -> &Rest {
+        self.tools.rest()
     }
 
-    /// What is known over all shards; answers while a `consumers directory` runs.
+    /// What is known over all shards: [`WorkerContext::directory`].
     #[must_use]
-    pub const fn directory(&self) -> &Directory {
-        &self.directory
+    pub fn directory(&self) -> &Directory {
+        self.tools.directory()
+    }
+
+    /// Sends gateway commands to shards: [`WorkerContext::commands`].
+    #[must_use]
+    pub fn commands(&self) -> &CommandSender {
+        self.tools.commands()
+    }
+
+    /// Tells or asks all workers: [`WorkerContext::broadcast`].
+    #[must_use]
+    pub fn broadcast(&self) -> &Broadcast {
+        self.tools.broadcast()
+    }
+
+    /// Tells or asks the worker that holds a shard: [`WorkerContext::messages`].
+    #[must_use]
+    pub fn messages(&self) -> &ShardMessages {
+        self.tools.messages()
+    }
+
+    /// All that does not belong to this delivery, for work that goes on after it.
+    #[must_use]
+    pub const fn worker_context(&self) -> &WorkerContext {
+        &self.tools
     }
 }

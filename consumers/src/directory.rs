@@ -34,9 +34,10 @@ pub use options::{DirectoryConfig, DirectoryOptions};
 
 use crate::exit::Fatal;
 use crate::nats::{self, Link};
-use crate::rest::Rest;
+use crate::rest::{Membership, Rest};
 use crate::shards::Shards;
 use crate::throttle::Throttle;
+use crate::worker::open_registry;
 use follower::Follower;
 use metrics::Metrics;
 use refresh::Refresh;
@@ -118,6 +119,11 @@ impl DirectoryService {
         tracing::info!(instance = config.worker_id, http = %http_address, "starting");
         let link = nats::connect(&config, deadline).await?;
         let (store, users) = open(&config, users, &link, deadline).await?;
+        let registry = open_registry(&config, &link, deadline).await?;
+        let metrics = Metrics::new();
+        let (budget, counts) = (config.rest_budget, metrics.rest.clone());
+        let rest = Rest::new(&config.api, &config.token, budget, counts);
+        let membership = rest.join(&link, &registry, &config.worker_id);
         let shared = Arc::new(Shared {
             prefix: config.prefix.clone(),
             event_streams: config.event_streams,
@@ -126,7 +132,7 @@ impl DirectoryService {
             view: View::new(),
             shards: Shards::default(),
             users,
-            metrics: Metrics::new(),
+            metrics,
             misplaced: Throttle::default(),
             started,
             answering: AtomicBool::new(false),
@@ -150,13 +156,14 @@ impl DirectoryService {
         let reading = tokio::spawn(read_shares(Arc::clone(&shared), stopping.clone()));
         let refresh = Refresh {
             shared: Arc::clone(&shared),
-            rest: Rest::new(&config.api, &config.token),
+            rest,
             due_after: refresh_after,
         };
         Ok(RunningDirectory {
             http_address,
             grace_period: config.grace_period,
             answers,
+            membership,
             stopping,
             reading: AbortOnDropHandle::new(reading),
             closed,
@@ -235,6 +242,7 @@ pub struct RunningDirectory {
     shared: Arc<Shared>,
     grace_period: Duration,
     answers: Answers,
+    membership: Option<Membership>,
     stopping: CancellationToken,
     reading: AbortOnDropHandle<()>,
     closed: CancellationToken,
@@ -263,6 +271,9 @@ impl RunningDirectory {
             tracing::warn!("shards outlived the grace period; their events are read again");
         }
         drop(self.background);
+        if let Some(membership) = self.membership {
+            membership.stop().await;
+        }
         self.closed.cancel();
         tracing::info!("stopped");
     }

@@ -13,6 +13,7 @@ use schemas::Prefix;
 use crate::context::Context;
 use crate::event::{RawEvent, TypedEvent};
 use crate::feed::{Gap, ShardChange, Start};
+use crate::messages::MessageHandler;
 use crate::router::HandlerError;
 use crate::verdict::{Attempts, Verdict};
 
@@ -92,6 +93,7 @@ pub struct Events {
     pub(crate) attempts: Attempts,
     pub(crate) lease: Duration,
     pub(crate) shards: Vec<u32>,
+    pub(crate) messages: Option<Arc<dyn MessageHandler>>,
     handlers: BTreeMap<String, Handlers>,
     any: Option<Raw>,
 }
@@ -138,6 +140,7 @@ impl Events {
             attempts: Attempts::default(),
             lease: LEASE,
             shards: Vec::new(),
+            messages: None,
             handlers: BTreeMap::new(),
             any: None,
         }
@@ -195,6 +198,34 @@ impl Events {
     #[must_use]
     pub fn on_shard(self, handler: impl EventHandler<ShardChange>) -> Self {
         self.on::<ShardChange>(handler)
+    }
+
+    /// Handles messages to the shards that this worker holds, in ordered mode: those of a shard one
+    /// after the other, beside its events. The worker listens once it has taken over what the last
+    /// holder had in hand, and hears no more as soon as it lets the shard go.
+    ///
+    /// Any program reaches the holder with [`ShardMessages`](crate::ShardMessages). Where events of
+    /// several names hold the same shard, only one should handle messages: all would hear them.
+    ///
+    /// ```
+    /// use consumers::{Address, Events, HandlerError, Message, WorkerContext};
+    ///
+    /// async fn count(_: WorkerContext, message: Message) -> Result<String, HandlerError> {
+    ///     Ok(format!("about {}: {} bytes", message.to, message.payload.len()))
+    /// }
+    ///
+    /// let events = Events::ordered("cache").on_message(count);
+    /// ```
+    ///
+    /// # Panics
+    /// When there is such a handler already, or the events are shared and nobody holds shards: those
+    /// are mistakes in the program.
+    #[must_use]
+    pub fn on_message(mut self, handler: impl MessageHandler) -> Self {
+        assert!(self.mode == Mode::Ordered, "shared events hold no shards");
+        assert!(self.messages.is_none(), "messages are handled twice");
+        self.messages = Some(Arc::new(handler));
+        self
     }
 
     /// Where to begin when there is no consumer of this name yet. An existing one carries on where

@@ -24,6 +24,7 @@
 //! [`Feed`] reads everything in order, with the [`Gap`]s a proxy could not prevent.
 
 mod admin;
+mod broadcast;
 mod cli;
 pub mod commands;
 pub mod config;
@@ -37,38 +38,47 @@ pub mod exit;
 pub mod feed;
 mod intake;
 pub mod interaction;
+mod lease;
+mod messages;
 mod metrics;
 mod nats;
 mod ordered;
 mod place;
 mod query;
+mod registry;
 mod response;
 mod rest;
 mod router;
 mod sender;
 mod shards;
+mod singleton;
 mod status;
 mod telemetry;
 mod throttle;
 mod verdict;
 mod worker;
 
+pub use broadcast::{Broadcast, WorkerAnswer, WorkerRefusal};
 pub use cli::{main_with, run_worker};
 pub use commands::Definition;
 pub use config::{Config, Options};
-pub use context::{Context, Event, WorkerInfo};
+pub use context::{Context, Event, WorkerContext, WorkerInfo};
 pub use directory::{DirectoryConfig, DirectoryOptions, DirectoryService, RunningDirectory};
 pub use event::{RawEvent, TypedEvent};
 pub use events::{EventHandler, Events, VerdictFuture};
 pub use exit::Fatal;
 pub use feed::{Feed, FeedItem, Gap, Reshard, ShardChange, Start};
 pub use interaction::InteractionEvent;
+pub use messages::{
+    Address, Answer, AnswerFuture, Message, MessageError, MessageHandler, ShardMessages,
+};
 pub use query::{Directory, QueryError};
 pub use response::Response;
-pub use rest::{ApiBase, ApiBaseError};
+pub use rest::{ApiBase, ApiBaseError, Rest, RestError};
 pub use router::{Handler, HandlerError, HandlerFuture, Router};
 pub use sender::{CommandSender, Members, MembersChunk, MembersQuery, SendError};
 pub use shards::ShardInfo;
+pub use singleton::{RunFuture, Singleton, SingletonHandler, Turn};
 pub use twilight_model::application::interaction::Interaction;
 pub use verdict::Verdict;
 pub use worker::{Running, Worker};

@@ -1,7 +1,7 @@
 //! Ordered mode: the shards are spread over the workers of a group, each held by one at a time.
 //!
-//! Who lives and who holds what stands in a KV bucket ([`registry`]): a member's key has a TTL and
-//! is the lease on all its shards ([`lease`]); a claim names the member that holds a shard. Each
+//! Who lives and who holds what stands in a KV bucket: a member's key has a TTL and is the lease on
+//! all its shards; a claim names the member that holds a shard. Each
 //! worker decides for itself what to take and give up ([`assignment`], pure), [`group`] carries it
 //! out, and [`tenure`] reads and handles one shard while it is held, in the order that [`lanes`]
 //! (pure) allows. The server enforces what leases only promise: a shard's consumer delivers to the
@@ -10,9 +10,6 @@
 mod assignment;
 mod group;
 mod lanes;
-mod lease;
-mod registry;
 mod tenure;
 
 pub(crate) use group::Group;
-pub(crate) use registry::{Registry, RegistryError};

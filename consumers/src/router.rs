@@ -13,7 +13,9 @@ use crate::commands::Definition;
 use crate::context::Context;
 use crate::events::Events;
 use crate::interaction;
+use crate::messages::MessageHandler;
 use crate::response::Response;
+use crate::singleton::Singleton;
 
 /// Why a handler could not answer; the user sees a plain apology, the log sees this.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
@@ -46,6 +48,10 @@ where
 #[derive(Clone, Default)]
 pub struct Router {
     pub(crate) events: Vec<Events>,
+    /// By topic.
+    pub(crate) broadcasts: BTreeMap<String, Arc<dyn MessageHandler>>,
+    /// By name.
+    pub(crate) singletons: BTreeMap<String, Singleton>,
     /// By type and name: Discord allows one name once per type of command.
     commands: BTreeMap<(u8, String), (Definition, Arc<dyn Handler>)>,
 }
@@ -84,13 +90,59 @@ impl Router {
         self
     }
 
+    /// Listens to the broadcasts of a topic: words with dots between them. Every worker with a
+    /// handler for it hears each one.
+    ///
+    /// ```
+    /// use consumers::{HandlerError, Message, Router, WorkerContext};
+    ///
+    /// async fn forget(_: WorkerContext, message: Message) -> Result<(), HandlerError> {
+    ///     tracing::info!(bytes = message.payload.len(), "something has changed");
+    ///     Ok(())
+    /// }
+    ///
+    /// async fn uptime(context: WorkerContext, _: Message) -> Result<String, HandlerError> {
+    ///     Ok(format!("{:?}", context.worker().uptime()))
+    /// }
+    ///
+    /// let router = Router::new().on_broadcast("cache.forget", forget).on_broadcast("uptime", uptime);
+    /// ```
+    ///
+    /// # Panics
+    /// When the topic has a handler already: that is a mistake in the program.
+    #[must_use]
+    pub fn on_broadcast(mut self, topic: impl Into<String>, handler: impl MessageHandler) -> Self {
+        let topic = topic.into();
+        let taken = self.broadcasts.contains_key(&topic);
+        assert!(!taken, "the topic {topic:?} is handled twice");
+        self.broadcasts.insert(topic, Arc::new(handler));
+        self
+    }
+
+    /// Adds a task that exactly one of the workers which have it runs at a time.
+    ///
+    /// # Panics
+    /// When there is one of this name already: that is a mistake in the program.
+    #[must_use]
+    pub fn singleton(mut self, singleton: Singleton) -> Self {
+        let name = singleton.name.clone();
+        let taken = self.singletons.contains_key(&name);
+        assert!(!taken, "the singleton {name:?} is added twice");
+        self.singletons.insert(name, singleton);
+        self
+    }
+
     /// What the commands look like to Discord.
     pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
         self.commands.values().map(|(definition, _)| definition)
     }
 
-    pub(crate) fn has_commands(&self) -> bool {
-        !self.commands.is_empty()
+    /// Whether a worker answers interactions: with commands of its own, or with nothing else to do.
+    /// Without commands it would take interactions from those who have some.
+    pub(crate) fn answers_interactions(&self) -> bool {
+        let others =
+            !(self.events.is_empty() && self.broadcasts.is_empty() && self.singletons.is_empty());
+        !self.commands.is_empty() || !others
     }
 
     /// The handler of the command an interaction asks for.
@@ -106,6 +158,8 @@ impl fmt::Debug for Router {
         f.debug_struct("Router")
             .field("commands", &self.commands.keys())
             .field("events", &self.events)
+            .field("broadcasts", &self.broadcasts.keys())
+            .field("singletons", &self.singletons.keys())
             .finish()
     }
 }

@@ -20,8 +20,8 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     Nats,
-    Commands,
     Consumer,
+    Commands,
 }
 
 #[derive(Debug)]

@@ -6,44 +6,47 @@ mod attempt;
 mod delivery;
 mod event_pool;
 mod events;
+mod listener;
+mod opening;
 mod outcome;
 mod pool;
 mod pull;
 mod settle;
 mod shared;
+mod singletons;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use attempt::attempt;
 use event_pool::EventPool;
+pub(crate) use listener::{Listener, Listening};
+pub(crate) use opening::open_registry;
 pub(crate) use outcome::Outcome;
 use pool::Pool;
 pub(crate) use settle::{Settled, settle, tell};
 pub(crate) use shared::Shared;
 use shared::Warnings;
+use singletons::Singletons;
 
 use crate::admin::{self, Admin};
 use crate::commands::register;
 use crate::config::Config;
-use crate::context::WorkerInfo;
-use crate::durable::{Durable, OpenError, Opened};
+use crate::context::{WorkerContext, WorkerInfo};
 use crate::exit::Fatal;
 use crate::metrics::Metrics;
 use crate::nats::{self, Link};
-use crate::rest::Rest;
+use crate::rest::{Membership, Rest};
 use crate::router::Router;
 use crate::shards::Shards;
 use crate::status::{Phase, Status, Step};
 
-/// Pause before a missing stream is looked for again.
-const STREAM_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the last acknowledgements to leave the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -73,6 +76,66 @@ impl Worker {
         event_pool::check(&router.events, &config)?;
         let started = Instant::now();
         let deadline = started + config.startup_timeout;
+        let front = Front::open(&config, started).await?;
+        let link = nats::connect(&config, deadline).await?;
+        let (status, metrics) = (&front.status, &front.metrics);
+        let watching = spawn(watch_link(link.clone(), status.clone(), metrics.clone()));
+        status.set_connected(true);
+        status.advance(Phase::Starting(Step::Consumer));
+        let opened = opening::Opened::open(&router, &config, &link, deadline).await?;
+        status.advance(Phase::Starting(Step::Commands));
+        let (budget, counts) = (config.rest_budget, metrics.rest().clone());
+        let rest = Rest::new(&config.api, &config.token, budget, counts);
+        let membership = rest.join(&link, &opened.registry, &front.worker.id);
+        let shared = share(&config, router, &front, link, rest);
+        let following = {
+            let (link, prefix) = (shared.link.clone(), shared.prefix.clone());
+            spawn(shared.shards.clone().follow(link, prefix))
+        };
+        let answers = opened.interactions.is_some();
+        // Before the commands are registered: that may have to wait until those who share the rate
+        // limit give something of it up, and interactions wait for nobody.
+        let interactions = opened.interactions.unwrap_or_default();
+        let pool = Pool::start(&shared, interactions, config.concurrency);
+        if answers {
+            let definitions = shared.router.definitions();
+            let registered = register(&shared.rest, definitions, deadline).await?;
+            let (written, unchanged) = (registered.written, registered.unchanged);
+            tracing::info!(written, unchanged, "commands are registered");
+        }
+        let events = EventPool::start(&shared, opened.events, config.event_streams);
+        let listening = opening::listen_to_broadcasts(&shared).await?;
+        let singletons = Singletons::start(&shared, &opened.registry);
+        shared.status.advance(Phase::Running);
+        tracing::info!(took = ?started.elapsed(), answers, "running");
+        Ok(Running {
+            http_address: front.http_address,
+            shared,
+            grace_period: config.grace_period,
+            pool,
+            events,
+            listening,
+            singletons,
+            membership,
+            closed: front.closed,
+            admin: front.admin,
+            background: [watching, following],
+        })
+    }
+}
+
+/// What a worker shows of itself before it can do anything.
+struct Front {
+    worker: WorkerInfo,
+    status: Arc<Status>,
+    metrics: Arc<Metrics>,
+    http_address: SocketAddr,
+    admin: AbortOnDropHandle<()>,
+    closed: CancellationToken,
+}
+
+impl Front {
+    async fn open(config: &Config, started: Instant) -> Result<Self, Fatal> {
         let worker = WorkerInfo::new(config.worker_id.as_str().into(), started.into_std());
         let (status, metrics) = (Arc::new(Status::new()), Arc::new(Metrics::new()));
         let (listener, http_address) = admin::bind(config.http).await?;
@@ -83,70 +146,41 @@ impl Worker {
         let closed = CancellationToken::new();
         let endpoints = Admin::new(&worker, &status, &metrics);
         let admin = spawn(admin::serve(listener, endpoints, closed.clone()));
-
-        let link = nats::connect(&config, deadline).await?;
-        let watching = spawn(watch_link(link.clone(), status.clone(), metrics.clone()));
-        status.set_connected(true);
-        status.advance(Phase::Starting(Step::Commands));
-        let rest = Rest::new(&config.api, &config.token);
-        // Without commands of its own it would take interactions from those who have some.
-        let interactions = router.has_commands() || router.events.is_empty();
-        if interactions {
-            let registered = register(&rest, router.definitions(), deadline).await?;
-            let (written, unchanged) = (registered.written, registered.unchanged);
-            tracing::info!(written, unchanged, "commands are registered");
-        }
-        status.advance(Phase::Starting(Step::Consumer));
-        let opened = match interactions {
-            true => open_all(&config, &link, deadline).await?,
-            false => Vec::new(),
-        };
-        let events = event_pool::open_all(&router.events, &config, &link, deadline).await?;
-        let event_streams = config.event_streams;
-
-        let shards = Shards::default();
-        let prefix = config.prefix.clone();
-        let following = spawn(shards.clone().follow(link.clone(), prefix.clone()));
-        let shared = Arc::new(Shared {
-            router,
-            rest,
-            shards,
-            metrics,
-            status,
+        Ok(Self {
             worker,
-            prefix,
-            link,
-            warnings: Warnings::default(),
-        });
-        let pool = Pool::start(&shared, opened, config.concurrency);
-        let events = EventPool::start(&shared, events, event_streams);
-        shared.status.advance(Phase::Running);
-        tracing::info!(took = ?started.elapsed(), interactions, "running");
-        Ok(Running {
+            status,
+            metrics,
             http_address,
-            shared,
-            grace_period: config.grace_period,
-            pool,
-            events,
-            closed,
             admin,
-            background: [watching, following],
+            closed,
         })
     }
 }
 
-async fn open_all(
-    config: &Config,
-    link: &Link,
-    deadline: Instant,
-) -> Result<Vec<(Durable, PullConsumer)>, Fatal> {
-    let durables = Durable::all(&config.prefix, config.event_streams, &config.consumer);
-    let mut opened = Vec::with_capacity(durables.len());
-    for durable in durables {
-        let consumer = open(&durable, link, deadline, DeliverPolicy::New).await?;
-        opened.push((durable, consumer));
-    }
-    Ok(opened)
+/// What all that a worker does has in common.
+fn share(config: &Config, router: Router, front: &Front, link: Link, rest: Rest) -> Arc<Shared> {
+    let (worker, prefix) = (front.worker.clone(), config.prefix.clone());
+    let shards = Shards::default();
+    let tools = WorkerContext::new(
+        worker.clone(),
+        rest.clone(),
+        shards.clone(),
+        &link,
+        &prefix,
+        config.event_streams,
+    );
+    Arc::new(Shared {
+        tools,
+        router,
+        rest,
+        shards,
+        metrics: Arc::clone(&front.metrics),
+        status: Arc::clone(&front.status),
+        worker,
+        prefix,
+        link,
+        warnings: Warnings::default(),
+    })
 }
 
 /// A worker at work. Dropping it ends it at once; [`Running::stop`] lets it finish.
@@ -157,6 +191,9 @@ pub struct Running {
     grace_period: Duration,
     pool: Pool,
     events: EventPool,
+    listening: Vec<Listening>,
+    singletons: Singletons,
+    membership: Option<Membership>,
     closed: CancellationToken,
     admin: AbortOnDropHandle<()>,
     background: [AbortOnDropHandle<()>; 2],
@@ -190,7 +227,18 @@ impl Running {
     pub async fn stop(self) {
         let limit = Instant::now() + self.grace_period;
         self.shared.status.advance(Phase::Stopping);
-        tokio::join!(self.pool.stop(limit), self.events.stop(limit));
+        let listening = join_all(self.listening.into_iter().map(|one| one.stop(limit)));
+        let singletons = self.singletons.stop(limit);
+        tokio::join!(
+            self.pool.stop(limit),
+            self.events.stop(limit),
+            listening,
+            singletons
+        );
+        // Nobody sends requests any more.
+        if let Some(membership) = self.membership {
+            membership.stop().await;
+        }
         match timeout(FLUSH_TIMEOUT, self.shared.link.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last acknowledgements may be lost"),
@@ -202,60 +250,6 @@ impl Running {
             tracing::warn!("the HTTP endpoints panicked");
         }
         tracing::info!("stopped");
-    }
-}
-
-/// Opens a durable at the start, waiting for its stream until `deadline`.
-async fn open(
-    durable: &Durable,
-    link: &Link,
-    deadline: Instant,
-    start: DeliverPolicy,
-) -> Result<PullConsumer, Fatal> {
-    loop {
-        let opening = durable.open(&link.jetstream, start);
-        let error = match timeout_at(deadline, opening).await {
-            Ok(Ok((consumer, how))) => {
-                let made = how == Opened::Created;
-                tracing::info!(
-                    stream = durable.stream,
-                    consumer = durable.name,
-                    made,
-                    "consumer open"
-                );
-                return Ok(consumer);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => OpenError::NoAnswer("no response".to_owned()),
-        };
-        let next = Instant::now() + STREAM_PAUSE;
-        if matches!(error, OpenError::Differs { .. }) || next >= deadline {
-            return Err(open_failed(&error));
-        }
-        tracing::warn!(%error, "waiting for the consumer");
-        sleep_until(next).await;
-    }
-}
-
-fn open_failed(error: &OpenError) -> Fatal {
-    let problem = error.to_string();
-    match error {
-        OpenError::NoStream(_) => Fatal::unfit(
-            problem,
-            "start a gateway-proxy, which makes it; check --subject-prefix and --event-streams",
-        ),
-        OpenError::Differs { .. } => Fatal::unfit(
-            problem,
-            "delete the consumer, or use another name with --consumer",
-        ),
-        OpenError::Refused { .. } => Fatal::unfit(
-            problem,
-            "check the permissions and limits of the NATS account",
-        ),
-        OpenError::NoAnswer(_) => Fatal::unreachable(
-            problem,
-            "check that JetStream is up and that the NATS user may use its API",
-        ),
     }
 }
 

@@ -37,4 +37,6 @@ pub use intents::{Intents, IntentsError};
 pub use message::{MessageId, MessageIdError};
 pub use subject::{Prefix, PrefixError, Subject, SubjectError};
 pub use timestamp::Timestamp;
-pub use workers::{ShardClaim, WorkerGroup, WorkerMember, WorkersKey};
+pub use workers::{
+    ShardClaim, ShareClaim, SingletonLease, SingletonRun, WorkerGroup, WorkerMember, WorkersKey,
+};

@@ -29,6 +29,9 @@ pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 /// Set by a NATS service that answers with an error: the number (NATS micro, ADR-32).
 pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
 
+/// Name of the worker that answers a broadcast or a message to a shard's holder.
+pub const WORKER: &str = "Worker";
+
 /// What was done to a key of a KV bucket (NATS, ADR-8); absent on a value.
 pub const KV_OPERATION: &str = "KV-Operation";
 /// [`KV_OPERATION`] of a key that was deleted.

@@ -1,8 +1,10 @@
-//! KV values of workers that handle shards in order: who is alive, and who holds which shard. Not
-//! written by proxies, and nothing but the workers' library need read them.
+//! KV values of workers: who is alive and holds which shard, who may send how many requests to
+//! Discord, and who runs what only one may run. Not written by proxies, and nothing but the workers'
+//! library need read them.
 //!
 //! A group is all workers that consume under one name. A shard belongs to the member that its claim
-//! names for as long as that member's own key is there: the key has a TTL and is its lease.
+//! names for as long as that member's own key is there: the key has a TTL and is its lease. Shares
+//! and singletons belong to all workers of a bot together, whatever their group.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +16,7 @@ use crate::Prefix;
 use crate::ids::canonical_u32;
 
 impl Prefix {
-    /// Name of the KV bucket of workers that hold shards: `discord_workers`.
+    /// Name of the KV bucket of workers and what they hold: `discord_workers`.
     #[must_use]
     pub fn workers_bucket(&self) -> String {
         format!("{self}_workers")
@@ -43,9 +45,27 @@ pub enum WorkersKey {
         /// Number of the shard.
         shard: u32,
     },
+    /// `rest.share.<member>`: a [`ShareClaim`], with TTL.
+    Share {
+        /// One life of one worker: never used again.
+        member: String,
+    },
+    /// `singleton.lease.<name>`: a [`SingletonLease`], with TTL.
+    SingletonLease {
+        /// Name of the task.
+        name: String,
+    },
+    /// `singleton.run.<name>`: a [`SingletonRun`].
+    SingletonRun {
+        /// Name of the task.
+        name: String,
+    },
 }
 
 impl WorkersKey {
+    /// What to watch for everybody's share of the REST budget.
+    pub const ALL_SHARES: &'static str = "rest.share.*";
+
     /// What to watch for everything about a group: `<group>.>`.
     #[must_use]
     pub fn all_of(group: &str) -> String {
@@ -66,6 +86,9 @@ impl fmt::Display for WorkersKey {
             Self::Begin { group } => write!(f, "{group}.begin"),
             Self::Member { group, member } => write!(f, "{group}.member.{member}"),
             Self::Shard { group, shard } => write!(f, "{group}.shard.{shard}"),
+            Self::Share { member } => write!(f, "rest.share.{member}"),
+            Self::SingletonLease { name } => write!(f, "singleton.lease.{name}"),
+            Self::SingletonRun { name } => write!(f, "singleton.run.{name}"),
         }
     }
 }
@@ -85,6 +108,22 @@ fn parse(text: &str) -> Option<WorkersKey> {
     let group = name(group)?;
     if rest == "begin" {
         return Some(WorkersKey::Begin { group });
+    }
+    // No kind of key of a group has these names, so groups may be called anything.
+    match (group.as_str(), rest.split_once('.')?) {
+        ("rest", ("share", member)) => {
+            let member = name(member)?;
+            return Some(WorkersKey::Share { member });
+        }
+        ("singleton", ("lease", task)) => {
+            let name = name(task)?;
+            return Some(WorkersKey::SingletonLease { name });
+        }
+        ("singleton", ("run", task)) => {
+            let name = name(task)?;
+            return Some(WorkersKey::SingletonRun { name });
+        }
+        _ => {}
     }
     match rest.split_once('.')? {
         ("member", member) => Some(WorkersKey::Member {
@@ -144,6 +183,45 @@ pub struct ShardClaim {
     pub since_unix_ms: u64,
 }
 
+/// Value of `rest.share.<member>`: how much of the bot's REST budget a worker claims.
+///
+/// A claim holds once the claims of all keys that are there, read in the order of the bucket's
+/// revisions, add up to no more than the budget; until then what the worker had before holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ShareClaim {
+    /// Name of the worker.
+    pub worker: String,
+    /// Requests per second.
+    pub share: u32,
+    /// When it joined.
+    pub since_unix_ms: u64,
+}
+
+/// Value of `singleton.lease.<name>`: who runs the task, while the key is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SingletonLease {
+    /// One life of one worker.
+    pub member: String,
+    /// Name of the worker.
+    pub worker: String,
+    /// Since when.
+    pub since_unix_ms: u64,
+}
+
+/// Value of `singleton.run.<name>`: the task's last run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SingletonRun {
+    /// Name of the worker that runs or ran it.
+    pub worker: String,
+    /// Grows with every holder of the lease.
+    pub token: u64,
+    /// When it began.
+    pub started_unix_ms: u64,
+    /// When it ended, whatever came of it; absent while it runs, and if it never came to an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_unix_ms: Option<u64>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +244,30 @@ mod tests {
                 "cache.member.host-1-a",
             ),
             (WorkersKey::Shard { group, shard: 7 }, "cache.shard.7"),
+            (
+                WorkersKey::Share {
+                    member: "host-1-a".to_owned(),
+                },
+                "rest.share.host-1-a",
+            ),
+            (
+                WorkersKey::SingletonLease {
+                    name: "digest".to_owned(),
+                },
+                "singleton.lease.digest",
+            ),
+            (
+                WorkersKey::SingletonRun {
+                    name: "digest".to_owned(),
+                },
+                "singleton.run.digest",
+            ),
+            (
+                WorkersKey::Begin {
+                    group: "rest".to_owned(),
+                },
+                "rest.begin",
+            ),
         ];
         for (key, text) in rows {
             assert_eq!(key.to_string(), text);
@@ -189,6 +291,10 @@ mod tests {
             "cache.member.",
             "cache.member.a.b",
             "ca che.begin",
+            "rest.share.a.b",
+            "cache.share.a",
+            "singleton.lease.",
+            "singleton.other.x",
         ] {
             assert!(text.parse::<WorkersKey>().is_err(), "{text:?}");
         }

@@ -262,7 +262,7 @@ fn the_addresses_in_the_asyncapi_document_are_all_that_the_types_build() {
             directory_keys.len(),
             workers_keys.len()
         ),
-        (9, 5, 3, 3),
+        (9, 5, 3, 6),
         "a kind is missing in {addresses:?}"
     );
 }

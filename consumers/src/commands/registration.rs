@@ -14,7 +14,7 @@ use twilight_model::id::marker::ApplicationMarker;
 
 use super::definition::{Definition, to_write};
 use crate::exit::Fatal;
-use crate::rest::{RequestError, Rest, Verdict, once};
+use crate::rest::{Rest, RestError, Verdict};
 
 /// Longest time for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -133,12 +133,13 @@ async fn send(
     }
 }
 
-async fn attempt(rest: &Rest, request: &Request, limit: Instant) -> Result<Vec<u8>, RequestError> {
-    let response = once(rest.api().request::<EmptyBody>(request.clone()), limit).await?;
+async fn attempt(rest: &Rest, request: &Request, limit: Instant) -> Result<Vec<u8>, RestError> {
+    let send = |api: &twilight_http::Client| api.request::<EmptyBody>(request.clone());
+    let response = rest.attempt(send, limit).await?;
     match tokio::time::timeout_at(limit, response.bytes()).await {
         Ok(Ok(body)) => Ok(body),
         // A body that broke off: as if there had been no response.
-        Ok(Err(_)) | Err(_) => Err(RequestError::TimedOut),
+        Ok(Err(_)) | Err(_) => Err(RestError::TimedOut),
     }
 }
 

@@ -12,6 +12,10 @@ pub struct Options {
     /// [default: Discord's own]
     #[arg(long, value_name = "URL", help_heading = "Discord")]
     pub api_url: Option<String>,
+    /// REST requests per second of all workers of the bot together, or `off` when a REST proxy
+    /// counts them [env: REST_BUDGET] [default: 50]
+    #[arg(long, value_name = "N|off", help_heading = "Discord")]
+    pub rest_budget: Option<String>,
 
     /// NATS servers separated by commas [env: NATS_URL] [default: nats://127.0.0.1:4222]
     #[arg(long, value_name = "URLS", help_heading = "NATS")]

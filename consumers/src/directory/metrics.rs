@@ -6,10 +6,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::rest::RestMetrics;
+
 /// The instruments of one instance.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    pub(crate) rest: RestMetrics,
     pub(crate) events: Counter,
     pub(crate) writes: Counter,
     pub(crate) unreadable: Counter,
@@ -26,6 +29,8 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("directory");
+        let rest = RestMetrics::default();
+        rest.register(&mut registry);
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -58,6 +63,7 @@ impl Metrics {
         let stale = gauge("guilds_stale", "Guilds of which events may be missing");
         Self {
             registry,
+            rest,
             events,
             writes,
             unreadable,

@@ -14,7 +14,7 @@ use twilight_http::routing::Route;
 use super::batch::{Known as _, adopt};
 use super::event::{self, Facts};
 use super::{Shared, unix_ms};
-use crate::rest::{RequestError, Rest, Verdict, once};
+use crate::rest::{Rest, RestError, Verdict};
 
 /// Time for the GUILD_CREATE that follows a new session: Discord sends them within seconds, for
 /// large bots within a minute.
@@ -96,7 +96,7 @@ impl Refresh {
         PAUSE
     }
 
-    async fn ask(&self, guild: GuildId) -> Result<Answer, RequestError> {
+    async fn ask(&self, guild: GuildId) -> Result<Answer, RestError> {
         let route = Route::GetGuild {
             guild_id: guild.get(),
             with_counts: true,
@@ -105,7 +105,7 @@ impl Refresh {
             return Ok(Answer::Gone);
         };
         let Ok(mut facts) = event::from_rest(&body) else {
-            return Err(RequestError::TimedOut);
+            return Err(RestError::TimedOut);
         };
         facts.id = guild;
         let route = Route::GetChannels {
@@ -119,14 +119,14 @@ impl Refresh {
     }
 
     /// The body; `None` when the guild is not there for this bot.
-    async fn get(&self, route: &Route<'_>) -> Result<Option<Vec<u8>>, RequestError> {
+    async fn get(&self, route: &Route<'_>) -> Result<Option<Vec<u8>>, RestError> {
         let request = Request::from_route(route);
         let limit = Instant::now() + REQUEST_TIMEOUT;
-        let sent = self.rest.api().request::<EmptyBody>(request);
-        match once(sent, limit).await {
+        let send = |api: &twilight_http::Client| api.request::<EmptyBody>(request.clone());
+        match self.rest.within(REQUEST_TIMEOUT).send(send).await {
             Ok(response) => match tokio::time::timeout_at(limit, response.bytes()).await {
                 Ok(Ok(body)) => Ok(Some(body)),
-                Ok(Err(_)) | Err(_) => Err(RequestError::TimedOut),
+                Ok(Err(_)) | Err(_) => Err(RestError::TimedOut),
             },
             Err(error) if error.verdict() == Verdict::Gone || is_missing_access(&error) => Ok(None),
             Err(error) => Err(error),
@@ -150,8 +150,8 @@ impl Refresh {
 
 /// Discord's own 403, which a guild that removed the bot answers (50001, Missing Access); a refused
 /// token is a 401, and a ban of the address has no JSON.
-fn is_missing_access(error: &RequestError) -> bool {
-    let RequestError::Http(error) = error else {
+fn is_missing_access(error: &RestError) -> bool {
+    let RestError::Http(error) = error else {
         return false;
     };
     matches!(error.kind(), ErrorType::Response { status, .. } if status.get() == 403)

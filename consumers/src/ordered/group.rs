@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::jetstream::kv::{Entry, Operation, Watch};
 use futures_util::future::join_all;
@@ -18,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::assignment::{View, plan};
-use super::lease::{Keeper, Lease};
-use super::registry::{PutError, Registry};
 use super::tenure::{Tenure, TenureEnd};
 use crate::durable::Durable;
 use crate::events::Events;
+use crate::lease::{Keeper, Lease};
+use crate::registry::{PutError, Registry, member_name, unix_ms};
 use crate::worker::Shared;
 
 /// How often a worker looks for shards it does not know yet, and for what went wrong before.
@@ -102,15 +101,14 @@ impl Group {
             }
         };
         let lease = Arc::new(Lease::new(sent, ttl));
-        let (leave, leaving) = watch::channel(false);
+        let (record, kept) = watch::channel(record);
         let keeper = Keeper {
             lease: Arc::clone(&lease),
             registry: self.registry.clone(),
-            member: member.clone(),
-            record,
+            key,
+            value: kept,
             revision,
             ttl,
-            leaving,
         };
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
         let life = Life {
@@ -118,7 +116,7 @@ impl Group {
             slots,
             member,
             lease,
-            leave,
+            record,
             view: View::default(),
             revisions: BTreeMap::new(),
             loaded: false,
@@ -142,7 +140,7 @@ struct Life<'a> {
     slots: &'a Arc<Semaphore>,
     member: String,
     lease: Arc<Lease>,
-    leave: watch::Sender<bool>,
+    record: watch::Sender<WorkerMember>,
     view: View,
     /// Last revision of each claim, deleted ones included.
     revisions: BTreeMap<u32, u64>,
@@ -211,7 +209,7 @@ impl Life<'_> {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let leaving = *self.leave.borrow();
+            let leaving = self.record.borrow().leaving;
             if leaving && self.held.is_empty() {
                 return WatchEnd::Left;
             }
@@ -247,7 +245,7 @@ impl Life<'_> {
     }
 
     fn begin_to_leave(&mut self) {
-        self.leave.send_replace(true);
+        self.record.send_modify(|record| record.leaving = true);
         self.view.members.insert(self.member.clone(), true);
         for held in self.held.values() {
             held.release.cancel();
@@ -274,7 +272,8 @@ impl Life<'_> {
                 let claim = serde_json::from_slice::<ShardClaim>(&entry.value).ok();
                 self.claimed(shard, entry.revision, claim.filter(|_| put))
             }
-            Ok(WorkersKey::Begin { .. }) | Err(_) => false,
+            // The group's beginning, or something of all workers together.
+            Ok(_) | Err(_) => false,
         };
         changed || loaded_now
     }
@@ -308,7 +307,7 @@ impl Life<'_> {
         if !self.loaded || !self.lease.is_valid() {
             return;
         }
-        if *self.leave.borrow() {
+        if self.record.borrow().leaving {
             // The watch may still tell of a time before.
             self.view.members.insert(self.member.clone(), true);
         }
@@ -445,18 +444,4 @@ impl Life<'_> {
             tracing::debug!(%error, "the group learns of this worker's end by its lease");
         }
     }
-}
-
-/// A name for one life of a worker, never used again.
-fn member_name(worker: &str) -> String {
-    static LIVES: AtomicU64 = AtomicU64::new(0);
-    let life = LIVES.fetch_add(1, Ordering::Relaxed);
-    format!("{worker}-{:x}-{life:x}", unix_ms())
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

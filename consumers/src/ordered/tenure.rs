@@ -13,21 +13,22 @@ use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
 use futures_util::FutureExt as _;
-use schemas::ShardClaim;
+use schemas::{ShardClaim, Subject};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::hand::Hand;
-use super::lease::Lease;
-use super::registry::Registry;
 use crate::durable::{Durable, HOLDER, Opened, SHARD_ACK_PENDING};
 use crate::events::Events;
 use crate::feed::Start;
 use crate::intake::{Arrival, Intake};
+use crate::lease::Lease;
+use crate::messages::Address;
 use crate::place::{Place, beginning};
-use crate::worker::Shared;
+use crate::registry::Registry;
+use crate::worker::{Listener, Listening, Shared};
 
 /// Longest wait for one answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,9 +88,10 @@ impl Tenure {
         tracing::debug!(shard = self.shard, "shard taken");
         let mut hand = Hand::new();
         let mut pause = REOPEN_PAUSE;
+        let mut listening = None;
         let label = self.durable.label();
         loop {
-            let end = match self.hold(&mut hand, &mut pause).await {
+            let end = match self.hold(&mut hand, &mut pause, &mut listening).await {
                 Ok(end) => end,
                 Err(error) => End::Reopen(error),
             };
@@ -114,13 +116,23 @@ impl Tenure {
             }
         }
         self.shared.status.set_usable(&label, true);
-        self.give_up(&mut hand).await;
+        let silence = async {
+            if let Some(listening) = listening {
+                listening.stop(Instant::now() + self.events.timeout).await;
+            }
+        };
+        tokio::join!(self.give_up(&mut hand), silence);
         tracing::debug!(shard = self.shard, "shard released");
         TenureEnd::Released
     }
 
     /// Opens the consumer and works until something happens to the way there.
-    async fn hold(&self, hand: &mut Hand, pause: &mut Duration) -> Result<End, String> {
+    async fn hold(
+        &self,
+        hand: &mut Hand,
+        pause: &mut Duration,
+        listening: &mut Option<Listening>,
+    ) -> Result<End, String> {
         let opening = async {
             // Not while NATS is away: requests would only wait for their timeout.
             self.shared.link.connected().await;
@@ -139,6 +151,9 @@ impl Tenure {
             None => {
                 self.shared.status.set_usable(&self.durable.label(), true);
                 *pause = REOPEN_PAUSE;
+                if listening.is_none() {
+                    *listening = self.listen().await?;
+                }
                 self.work(&mut intake, hand).await?
             }
         };
@@ -179,6 +194,22 @@ impl Tenure {
         }
         intake.set_pin(hand.pin.clone());
         Ok(intake)
+    }
+
+    /// Listens to the shard's messages, if anybody here handles them.
+    async fn listen(&self) -> Result<Option<Listening>, String> {
+        let Some(handler) = &self.events.messages else {
+            return Ok(None);
+        };
+        let listener = Listener {
+            shared: Arc::clone(&self.shared),
+            to: Address::Shard(self.shard),
+            handler: Arc::clone(handler),
+            lease: Some(Arc::clone(&self.lease)),
+        };
+        let shard = self.shard;
+        let subject = Subject::ShardMessages { shard }.with_prefix(&self.shared.prefix);
+        listener.listen(subject).await.map(Some)
     }
 
     /// Tells the server that whoever it delivers to is not the holder any more.

@@ -11,16 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::events::EventPuller;
+use super::opening::{STREAM_PAUSE, open};
 use super::shared::Shared;
-use super::{STREAM_PAUSE, open};
 use crate::config::Config;
 use crate::dead::{self, DeadError};
 use crate::durable::Durable;
 use crate::events::{Events, Mode};
 use crate::exit::Fatal;
 use crate::nats::Link;
-use crate::ordered::{Group, Registry, RegistryError};
+use crate::ordered::Group;
 use crate::place::Place;
+use crate::registry::Registry;
 
 /// Longest name of events: consumers of shards add a number to it.
 const NAME_MAX: usize = 32;
@@ -71,6 +72,7 @@ pub(crate) async fn open_all(
     events: &[Events],
     config: &Config,
     link: &Link,
+    registry: &Registry,
     deadline: Instant,
 ) -> Result<Opened, Fatal> {
     let (mut shared, mut groups) = (Vec::new(), Vec::new());
@@ -86,7 +88,8 @@ pub(crate) async fn open_all(
                 }
             }
             Mode::Ordered => {
-                let (registry, begin) = open_group(&events, config, link, deadline).await?;
+                let registry = registry.of_group(&events.name);
+                let begin = begin(&registry, deadline).await?;
                 groups.push((events, registry, begin));
             }
         }
@@ -97,58 +100,22 @@ pub(crate) async fn open_all(
     Ok(Opened { shared, groups })
 }
 
-/// Opens the bucket of a group that holds shards, waiting for the stream it follows.
-async fn open_group(
-    events: &Events,
-    config: &Config,
-    link: &Link,
-    deadline: Instant,
-) -> Result<(Registry, OffsetDateTime), Fatal> {
-    let index = (config.event_streams > 1).then_some(0);
-    let stream = config.prefix.event_stream(index);
+/// When a group that holds shards began, asked until `deadline`.
+async fn begin(registry: &Registry, deadline: Instant) -> Result<OffsetDateTime, Fatal> {
     loop {
-        let opening = async {
-            let found = link.jetstream.get_stream(&stream).await;
-            found.map_err(|error| RegistryError::NoAnswer {
-                bucket: config.prefix.workers_bucket(),
-                error: format!("the stream {stream}: {error}"),
-            })?;
-            let prefix = &config.prefix;
-            let registry = Registry::open(&link.jetstream, prefix, &events.name, &stream).await?;
-            let begin = registry.begin().await;
-            let begin = begin.map_err(|error| RegistryError::NoAnswer {
-                bucket: config.prefix.workers_bucket(),
-                error,
-            })?;
-            Ok((registry, begin))
-        };
-        let error = match timeout_at(deadline, opening).await {
-            Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(error)) => error,
-            Err(_) => RegistryError::NoAnswer {
-                bucket: config.prefix.workers_bucket(),
-                error: "no response".to_owned(),
-            },
+        let problem = match timeout_at(deadline, registry.begin()).await {
+            Ok(Ok(begin)) => return Ok(begin),
+            Ok(Err(problem)) => problem,
+            Err(_) => "no response".to_owned(),
         };
         let next = Instant::now() + STREAM_PAUSE;
-        let problem = error.to_string();
-        match error {
-            RegistryError::Unfit { .. } => {
-                return Err(Fatal::unfit(
-                    problem,
-                    "delete the bucket while no worker that holds shards runs",
-                ));
-            }
-            RegistryError::NoAnswer { .. } if next >= deadline => {
-                return Err(Fatal::unfit(
-                    problem,
-                    "start a gateway-proxy, which makes the stream; check --subject-prefix and \
-                     the permissions of the NATS user",
-                ));
-            }
-            RegistryError::NoAnswer { .. } => {}
+        if next >= deadline {
+            return Err(Fatal::unfit(
+                format!("the bucket of workers cannot be used: {problem}"),
+                "check the permissions of the NATS user",
+            ));
         }
-        tracing::warn!(problem, "waiting for the stream and the workers' bucket");
+        tracing::warn!(problem, "waiting for the workers' bucket");
         sleep_until(next).await;
     }
 }

@@ -7,10 +7,9 @@ use async_nats::jetstream::Message;
 use schemas::message::NATS_MSG_ID;
 use schemas::{MessageId, Prefix, Subject, SubjectError};
 
-use crate::context::{Context, Event, WorkerInfo};
+use crate::context::{Context, Event, WorkerContext, WorkerInfo};
 use crate::metrics::Metrics;
 use crate::nats::Link;
-use crate::query::Directory;
 use crate::rest::Rest;
 use crate::router::Router;
 use crate::shards::Shards;
@@ -27,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) worker: WorkerInfo,
     pub(crate) prefix: Prefix,
     pub(crate) link: Link,
+    /// What handlers get.
+    pub(crate) tools: WorkerContext,
     pub(crate) warnings: Warnings,
 }
 
@@ -80,9 +81,7 @@ impl Shared {
             shard: self.shards.info(shard, guild),
             message_id: message_id.into(),
             age,
-            worker: self.worker.clone(),
-            rest: Arc::clone(self.rest.api()),
-            directory: Directory::new(self.link.client.clone(), self.prefix.clone()),
+            tools: self.tools.clone(),
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -56,6 +56,9 @@ struct Inner {
     commands: Vec<Value>,
     command_writes: Vec<String>,
     refuse_token: bool,
+    /// When guilds were asked for.
+    gets: Vec<Instant>,
+    get_faults: VecDeque<Fault>,
 }
 
 #[derive(Clone, Default)]
@@ -76,6 +79,7 @@ impl FakeDiscord {
                 "/applications/{id}/commands",
                 get(list_commands).post(write_command),
             )
+            .route("/guilds/{id}", get(guild))
             .route("/interactions/{id}/{token}/callback", post(callback))
             .with_state(shared.clone());
         let router = Router::new().nest("/api/v10", api);
@@ -100,6 +104,16 @@ impl FakeDiscord {
     /// The next callbacks meet these faults, one each.
     pub(crate) fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.inner(|inner| inner.faults.extend(faults));
+    }
+
+    /// The same for requests for guilds.
+    pub(crate) fn script_gets(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.inner(|inner| inner.get_faults.extend(faults));
+    }
+
+    /// When guilds were asked for.
+    pub(crate) fn gets(&self) -> Vec<Instant> {
+        self.inner(|inner| inner.gets.clone())
     }
 
     pub(crate) fn refuse_token(&self) {
@@ -216,28 +230,11 @@ async fn callback(
         *inner.requests.entry(interaction).or_default() += 1;
         inner.faults.pop_front()
     };
-    let limited = |headers: HeaderMap, retry_after: f32| {
-        let body = json!({"message": "slow down", "retry_after": retry_after, "global": false});
-        (StatusCode::TOO_MANY_REQUESTS, headers, Json(body)).into_response()
-    };
     match fault {
         Some(Fault::Status(status)) => {
             return problem(StatusCode::from_u16(status).unwrap(), 0, "scripted");
         }
-        Some(Fault::RateLimited { retry_after }) => {
-            let mut headers = HeaderMap::new();
-            for (name, value) in [
-                ("x-ratelimit-scope", "user".to_owned()),
-                ("x-ratelimit-bucket", "callbacks".to_owned()),
-                ("x-ratelimit-limit", "5".to_owned()),
-                ("x-ratelimit-remaining", "0".to_owned()),
-                ("x-ratelimit-reset-after", retry_after.to_string()),
-                ("retry-after", retry_after.ceil().to_string()),
-            ] {
-                headers.insert(name, value.parse().unwrap());
-            }
-            return limited(headers, retry_after);
-        }
+        Some(Fault::RateLimited { retry_after }) => return user_limit(retry_after),
         Some(Fault::BareRateLimit) => return limited(HeaderMap::new(), 1.0),
         Some(Fault::AlreadyAcknowledged) => return acknowledged(),
         Some(Fault::Unknown) => {
@@ -261,6 +258,51 @@ async fn callback(
         StatusCode::NO_CONTENT.into_response()
     } else {
         acknowledged()
+    }
+}
+
+fn limited(headers: HeaderMap, retry_after: f32) -> Response {
+    let body = json!({"message": "slow down", "retry_after": retry_after, "global": false});
+    (StatusCode::TOO_MANY_REQUESTS, headers, Json(body)).into_response()
+}
+
+/// 429 with the headers of a user limit.
+fn user_limit(retry_after: f32) -> Response {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("x-ratelimit-scope", "user".to_owned()),
+        ("x-ratelimit-bucket", "callbacks".to_owned()),
+        ("x-ratelimit-limit", "5".to_owned()),
+        ("x-ratelimit-remaining", "0".to_owned()),
+        ("x-ratelimit-reset-after", retry_after.to_string()),
+        ("retry-after", retry_after.ceil().to_string()),
+    ] {
+        headers.insert(name, value.parse().unwrap());
+    }
+    limited(headers, retry_after)
+}
+
+async fn guild(
+    State(shared): State<Shared>,
+    Path(guild): Path<u64>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refusal) = refusal(&shared, &headers) {
+        return refusal;
+    }
+    let fault = {
+        let mut inner = shared.0.lock().unwrap();
+        inner.gets.push(Instant::now());
+        inner.get_faults.pop_front()
+    };
+    match fault {
+        Some(Fault::Status(status)) => {
+            problem(StatusCode::from_u16(status).unwrap(), 50_001, "scripted")
+        }
+        Some(Fault::RateLimited { retry_after }) => user_limit(retry_after),
+        Some(Fault::BareRateLimit) => limited(HeaderMap::new(), 1.0),
+        Some(fault) => panic!("{fault:?} is for callbacks"),
+        None => Json(json!({"id": guild.to_string(), "name": "A guild"})).into_response(),
     }
 }
 

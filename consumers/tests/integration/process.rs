@@ -4,6 +4,7 @@ use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
@@ -212,11 +213,10 @@ async fn sigterm_and_ctrl_c_end_with_0() {
 #[tokio::test]
 async fn a_signal_during_the_start_ends_with_0() {
     let world = World::without_stream().await;
+    let mut asking = world.asked_for_the_consumer().await;
     let mut child = program_of(&world).spawn().unwrap();
-    until("the start to wait for its stream", async || {
-        (world.discord.commands().len() == 5).then_some(())
-    })
-    .await;
+    let asked = timeout(patience(), asking.next()).await;
+    asked.expect("the start waits for its stream").unwrap();
     signal(&child, "-TERM");
     assert_eq!(code(&mut child).await, 0);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use consumers::commands;
+use futures_util::StreamExt as _;
 
 use crate::world::{World, http_get, metric, until};
 
@@ -86,11 +87,9 @@ async fn a_stream_that_is_deleted_and_made_again_is_used_again() {
 #[tokio::test]
 async fn a_worker_waits_for_its_stream() {
     let world = World::without_stream().await;
+    let mut asking = world.asked_for_the_consumer().await;
     let (worker, ()) = tokio::join!(world.worker(commands::router()), async {
-        until("the commands to be registered", async || {
-            (world.discord.commands().len() == 5).then_some(())
-        })
-        .await;
+        asking.next().await.unwrap();
         world.create_stream(None).await;
     });
     let id = world.type_command("ping").await;

@@ -106,6 +106,15 @@ impl World {
         self.jetstream.create_stream(config).await.unwrap();
     }
 
+    /// Hears when a worker asks for the consumer of interactions.
+    pub(crate) async fn asked_for_the_consumer(&self) -> async_nats::Subscriber {
+        let client = async_nats::connect(self.nats.url()).await.unwrap();
+        let asked = "$JS.API.CONSUMER.INFO.DISCORD_EVENTS.commands";
+        let asking = client.subscribe(asked).await.unwrap();
+        client.flush().await.unwrap();
+        asking
+    }
+
     /// Flags of a worker of this world.
     pub(crate) fn options(&self) -> Options {
         Options {

@@ -9,7 +9,7 @@ use super::catalogue::{DOCUMENTS, Document};
 const ABOUT: &str = "Discord gateway events in NATS JetStream, and everything around them. The first token of \
     every subject is the prefix, `discord` unless `--subject-prefix` says otherwise; stream and \
     bucket names follow it (`mybot` has the stream `MYBOT_EVENTS` and the bucket `mybot_fleet`). \
-    Operations are those of the proxies; channels without one are between workers.";
+    Operations are those of the proxies, and of workers where they begin with `worker`.";
 
 /// The whole document; `example` gives each body's example.
 pub(crate) fn document(example: &dyn Fn(&Document) -> Value) -> Value {
@@ -53,6 +53,7 @@ pub(crate) fn sample(parameter: &str) -> &'static str {
         "proxy" => "proxy-1",
         "instance" => "directory-1",
         "member" => "host-17-18c2f0a1",
+        "task" => "digest",
         other => panic!("the parameter {other} has no sample"),
     }
 }
@@ -86,6 +87,7 @@ fn parameters() -> Value {
         "consumer": described("consumer", "Name of the durable consumer that gave the event up."),
         "proxy": described("proxy", "Name of the proxy in the fleet."),
         "member": described("member", "One life of one worker."),
+        "task": described("task", "Name of a task that only one worker runs."),
         "instance": described("instance", "Name of the directory's process."),
     })
 }
@@ -174,7 +176,8 @@ fn subjects() -> Value {
         "commandReplies": channel(None, "Inboxes of those who sent a command.", &["CommandReply"]),
         "shardMessages": channel(
             Some("discord.shard.{shard}.messages"),
-            "A user's own messages to the worker that holds the shard.",
+            "A user's own messages and requests to the worker that holds the shard (ordered mode). \
+                While nobody holds it there are no responders.",
             &["UserMessage"],
         ),
         "query": channel(
@@ -194,8 +197,14 @@ fn subjects() -> Value {
         ),
         "broadcast": channel(
             Some("discord.broadcast.{topic}"),
-            "To every worker of every kind: cache invalidation, settings.",
+            "To every worker of every kind: cache invalidation, settings. Who sets a reply subject \
+                may get an answer of each.",
             &["UserMessage"],
+        ),
+        "workerReplies": channel(
+            None,
+            "Inboxes of those who asked workers; errors come in the service error headers.",
+            &["WorkerReply"],
         ),
         "dead": channel(
             Some("discord.dead.{consumer}"),
@@ -267,8 +276,8 @@ const DIRECTORY_KEYS: [(&str, &str, &str, &str); 4] = [
     ),
 ];
 
-/// Channel, address, value, and what it is for: written by workers that hold shards.
-const WORKERS_KEYS: [(&str, &str, &str, &str); 3] = [
+/// Channel, address, value, and what it is for: written by workers.
+const WORKERS_KEYS: [(&str, &str, &str, &str); 6] = [
     (
         "kvWorkerGroup",
         "$KV.discord_workers.{consumer}.begin",
@@ -286,6 +295,52 @@ const WORKERS_KEYS: [(&str, &str, &str, &str); 3] = [
         "$KV.discord_workers.{consumer}.shard.{shard}",
         "ShardClaim",
         "Which worker holds a shard.",
+    ),
+    (
+        "kvShare",
+        "$KV.discord_workers.rest.share.{member}",
+        "ShareClaim",
+        "How many of the bot's REST requests per second a worker claims; ends with its TTL.",
+    ),
+    (
+        "kvSingletonLease",
+        "$KV.discord_workers.singleton.lease.{task}",
+        "SingletonLease",
+        "Which worker runs what only one may run; ends with its TTL.",
+    ),
+    (
+        "kvSingletonRun",
+        "$KV.discord_workers.singleton.run.{task}",
+        "SingletonRun",
+        "When such a task began and ended last.",
+    ),
+];
+
+/// Operation, channel, action, and what it is for.
+const WORKER_OPERATIONS: [(&str, &str, &str, &str); 4] = [
+    (
+        "workerBroadcasts",
+        "broadcast",
+        "send",
+        "Any worker tells all others, and may gather answers until a deadline.",
+    ),
+    (
+        "workerHearsBroadcast",
+        "broadcast",
+        "receive",
+        "Workers with a handler for the topic hear it, in the order it was sent.",
+    ),
+    (
+        "workerAsksHolder",
+        "shardMessages",
+        "send",
+        "Any program tells or asks the worker that holds the shard.",
+    ),
+    (
+        "workerHearsShard",
+        "shardMessages",
+        "receive",
+        "The worker listens while it holds the shard.",
     ),
 ];
 
@@ -355,6 +410,10 @@ fn operations() -> Value {
             &channel[1..]
         )] = answer;
     }
+    for (name, channel, action, summary) in WORKER_OPERATIONS {
+        let plain = operation(action, channel, summary, &["UserMessage"]);
+        operations[name] = with_reply(plain, "workerReplies", "WorkerReply");
+    }
     for (channel, _, value, summary) in KEYS {
         operations[format!("write{}", &channel["kv".len()..])] =
             operation("send", channel, summary, &[value]);
@@ -413,6 +472,16 @@ fn messages(example: &dyn Fn(&Document) -> Value) -> Value {
             "payload": { "description": "Any bytes." },
         }),
     );
+    messages.insert(
+        "WorkerReply".to_owned(),
+        json!({
+            "name": "WorkerReply",
+            "summary": "What a worker answers to a broadcast or a message to a shard's holder.",
+            "contentType": "application/octet-stream",
+            "headers": reference("WorkerHeaders"),
+            "payload": { "description": "Any bytes; empty with an error." },
+        }),
+    );
     messages.into()
 }
 
@@ -462,6 +531,23 @@ fn schemas() -> Value {
     schemas.insert(
         "DeadHeaders".to_owned(),
         headers(&dead, &[message::DEAD_REASON]),
+    );
+    schemas.insert(
+        "WorkerHeaders".to_owned(),
+        json!({
+            "type": "object",
+            "required": [message::WORKER],
+            "properties": {
+                message::WORKER: { "description": "Name of the worker that answers.", "type": "string" },
+                message::SERVICE_ERROR: {
+                    "description": "Why there is no answer, for people.", "type": "string",
+                },
+                message::SERVICE_ERROR_CODE: {
+                    "description": "413: the answer is longer than NATS takes. 500: the handler failed.",
+                    "type": "string",
+                },
+            },
+        }),
     );
     schemas.into()
 }

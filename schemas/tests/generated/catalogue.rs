@@ -13,7 +13,7 @@ use schemas::directory::{
 use schemas::{
     ClusterState, CommandReply, Dispatch, GatewayCommand, Health, IdentifyState, Leader, Member,
     Plan, ProxyEventKind, ProxyGap, ProxyReshard, ProxyShard, Readiness, ShardClaim, ShardRecord,
-    WorkerGroup, WorkerMember,
+    ShareClaim, SingletonLease, SingletonRun, WorkerGroup, WorkerMember,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -94,6 +94,9 @@ pub(crate) const DOCUMENTS: &[Document] = &[
     document::<WorkerGroup>("WorkerGroup"),
     document::<WorkerMember>("WorkerMember"),
     document::<ShardClaim>("ShardClaim"),
+    document::<ShareClaim>("ShareClaim"),
+    document::<SingletonLease>("SingletonLease"),
+    document::<SingletonRun>("SingletonRun"),
 ];
 
 impl Document {

@@ -13,7 +13,7 @@ use super::hand::{Ended, Hand, Item};
 use super::{End, FIRST_PULL_EXPIRES, PULL_EXPIRES, Tenure, WINDOW};
 use crate::events::Events;
 use crate::intake::Intake;
-use crate::ordered::lease::Lease;
+use crate::lease::Lease;
 use crate::verdict::{self, Next};
 use crate::worker::{Settled, Shared, attempt, settle};
 

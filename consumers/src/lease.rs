@@ -1,16 +1,18 @@
-//! A member's lease on its shards: the TTL of its key, renewed well before its end. Whoever works
-//! under it asks, by the monotonic clock, before it begins anything.
+//! A lease: a key with a TTL, renewed well before its end. Whoever works under it asks, by the
+//! monotonic clock, before it begins anything.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use schemas::WorkerMember;
+use schemas::{ShareClaim, SingletonLease, WorkerMember, WorkersKey};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::registry::{PutError, Registry};
+use crate::registry::{PutError, Registry};
 
 /// How much earlier than the server's the worker's own end of the lease is: what was begun just
 /// before still reaches NATS, and two clocks may drift within one TTL.
@@ -20,7 +22,7 @@ const RENEWALS: u32 = 4;
 /// Pause between looks at a lease that is not valid at the moment.
 const RECHECK: Duration = Duration::from_millis(10);
 
-/// Whether a member may act for its shards.
+/// Whether the holder of a key may act for what it leases.
 #[derive(Debug)]
 pub(crate) struct Lease {
     origin: Instant,
@@ -48,11 +50,12 @@ impl Lease {
         self.end_us.fetch_max(end_us, Ordering::Relaxed);
     }
 
-    fn end(&self) -> Instant {
+    /// When it ends unless it is renewed.
+    pub(crate) fn end(&self) -> Instant {
         self.origin + Duration::from_micros(self.end_us.load(Ordering::Relaxed))
     }
 
-    /// Whether nobody else can hold the member's shards yet.
+    /// Whether nobody else can hold what it is for yet.
     pub(crate) fn is_valid(&self) -> bool {
         Instant::now() < self.end() && !self.lost.is_cancelled()
     }
@@ -64,42 +67,77 @@ impl Lease {
         }
     }
 
+    /// Waits until it is not valid any more.
+    pub(crate) async fn ended(&self) {
+        while self.is_valid() {
+            tokio::select! {
+                () = sleep_until(self.end()) => {}
+                () = self.lost.cancelled() => {}
+            }
+        }
+    }
+
     /// Waits until it has ended for good.
     pub(crate) async fn lost(&self) {
         self.lost.cancelled().await;
     }
 }
 
+/// A value that stands for a lease.
+pub(crate) trait Leased:
+    Serialize + DeserializeOwned + Clone + Send + Sync + 'static
+{
+    /// Whether both are of one holder: nobody takes another one's lease for its own.
+    fn is_of(&self, other: &Self) -> bool;
+}
+
+impl Leased for WorkerMember {
+    // Its key has the name of one life of one worker.
+    fn is_of(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Leased for ShareClaim {
+    // As above.
+    fn is_of(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Leased for SingletonLease {
+    fn is_of(&self, other: &Self) -> bool {
+        self.member == other.member
+    }
+}
+
 /// What is renewed.
-pub(crate) struct Keeper {
+pub(crate) struct Keeper<T> {
     pub(crate) lease: Arc<Lease>,
     pub(crate) registry: Registry,
-    pub(crate) member: String,
-    pub(crate) record: WorkerMember,
+    pub(crate) key: WorkersKey,
+    /// Written at once when it changes.
+    pub(crate) value: watch::Receiver<T>,
     /// Revision of the key.
     pub(crate) revision: u64,
     pub(crate) ttl: Duration,
-    /// Turns true when the worker begins to leave.
-    pub(crate) leaving: watch::Receiver<bool>,
 }
 
-impl Keeper {
+impl<T: Leased> Keeper<T> {
     /// Renews until the lease is lost. Without an answer it goes on: the lease stops being valid by
     /// itself, and comes back if NATS does before the key has ended.
     pub(crate) async fn run(mut self) {
-        let key = self.registry.member_key(&self.member);
         let mut next = Instant::now() + self.ttl / RENEWALS;
         loop {
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = became_true(&mut self.leaving), if !self.record.leaving => {
-                    self.record.leaving = true;
-                }
+                () = changed(&mut self.value) => {}
             }
+            let value = self.value.borrow_and_update().clone();
             let sent = Instant::now();
             next = sent + self.ttl / RENEWALS;
             let ttl = Some(self.ttl);
-            let writing = self.registry.put(&key, &self.record, self.revision, ttl);
+            let writing = self.registry.put(&self.key, &value, self.revision, ttl);
             // An answer after the TTL is of no use.
             match timeout_at(sent + self.ttl, writing).await {
                 Ok(Ok(revision)) => {
@@ -107,13 +145,13 @@ impl Keeper {
                     self.lease.renewed(sent, self.ttl);
                 }
                 Ok(Err(PutError::Conflict)) => {
-                    match self.registry.get::<WorkerMember>(&key).await {
-                        // Ours, from a write whose answer got lost: nobody else uses this key.
-                        Ok(Some((_, revision))) => {
+                    match self.registry.get::<T>(&self.key).await {
+                        // Ours, from a write whose answer got lost.
+                        Ok(Some((found, revision))) if found.is_of(&value) => {
                             self.revision = revision;
                             next = Instant::now();
                         }
-                        Ok(None) => {
+                        Ok(_) => {
                             self.lease.lost.cancel();
                             return;
                         }
@@ -127,8 +165,9 @@ impl Keeper {
     }
 }
 
-async fn became_true(value: &mut watch::Receiver<bool>) {
-    if value.wait_for(|value| *value).await.is_err() {
+async fn changed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
+        // Nobody can change it any more.
         std::future::pending::<()>().await;
     }
 }
@@ -148,6 +187,7 @@ mod tests {
         lease.renewed(Instant::now(), ttl);
         lease.valid().await;
         lease.lost.cancel();
+        lease.ended().await;
         assert!(!lease.is_valid());
     }
 

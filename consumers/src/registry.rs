@@ -1,6 +1,8 @@
-//! The bucket of workers that hold shards: reads, compare-and-set writes with TTL, and a watch.
+//! The bucket of the workers' leases: who holds which shard, share of the REST budget or singleton.
+//! Reads, compare-and-set writes with TTL, and watches.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
@@ -20,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server keeps the mark of a key that ended: watchers see it at once.
 const MARKER_TTL: Duration = Duration::from_secs(60);
 
-/// The part of the bucket that belongs to one group.
+/// The bucket, and in it the part that belongs to one group.
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     jetstream: JetStream,
@@ -58,7 +60,6 @@ impl Registry {
     pub(crate) async fn open(
         jetstream: &JetStream,
         prefix: &Prefix,
-        group: &str,
         events: &str,
     ) -> Result<Self, RegistryError> {
         let name = prefix.workers_bucket();
@@ -73,7 +74,7 @@ impl Registry {
                 let stream = stream.map_err(|error| no_answer(error.to_string()))?;
                 let config = kv::Config {
                     bucket: name.clone(),
-                    description: "Workers that hold shards, and which".to_owned(),
+                    description: "Leases of workers, and what they hold".to_owned(),
                     history: 1,
                     num_replicas: stream.cached_info().config.num_replicas,
                     limit_markers: Some(MARKER_TTL),
@@ -96,8 +97,16 @@ impl Registry {
             jetstream: jetstream.clone(),
             bucket,
             prefix: prefix.clone(),
-            group: group.to_owned(),
+            group: String::new(),
         })
+    }
+
+    /// The part of a group.
+    pub(crate) fn of_group(&self, group: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// When the group began, by the server's clock: the first worker that asks decides it.
@@ -143,8 +152,8 @@ impl Registry {
     pub(crate) async fn delete(&self, key: &WorkersKey, revision: u64) -> Result<u64, PutError> {
         let mut headers = HeaderMap::new();
         headers.insert(KV_OPERATION, KV_DELETED);
-        // Members' keys are never used again; the next claim of a shard builds upon the mark.
-        if matches!(key, WorkersKey::Member { .. }) {
+        // The next claim of a shard builds upon the mark; nobody else needs it for long.
+        if !matches!(key, WorkersKey::Shard { .. }) {
             headers.insert(NATS_MESSAGE_TTL, format!("{}s", MARKER_TTL.as_secs()));
         }
         self.write(key, headers, Bytes::new(), revision).await
@@ -190,10 +199,26 @@ impl Registry {
         Ok(Some((value, entry.revision)))
     }
 
+    /// Where a key without a value stands: the revision its next value must expect. `None` while it
+    /// has one.
+    pub(crate) async fn vacant(&self, key: &WorkersKey) -> Result<Option<u64>, String> {
+        let entry = timeout(TIMEOUT, self.bucket.entry(key.to_string())).await;
+        let entry = entry.map_err(|_| "no answer in time".to_owned())?;
+        match entry.map_err(|error| error.to_string())? {
+            Some(entry) if entry.operation == Operation::Put => Ok(None),
+            Some(entry) => Ok(Some(entry.revision)),
+            None => Ok(Some(0)),
+        }
+    }
+
     /// Everything about the group, and then every change.
     pub(crate) async fn watch(&self) -> Result<Watch, String> {
-        let all = WorkersKey::all_of(&self.group);
-        let watch = timeout(TIMEOUT, self.bucket.watch_with_history(all)).await;
+        self.watch_keys(&WorkersKey::all_of(&self.group)).await
+    }
+
+    /// What stands under these keys, and then every change.
+    pub(crate) async fn watch_keys(&self, keys: &str) -> Result<Watch, String> {
+        let watch = timeout(TIMEOUT, self.bucket.watch_with_history(keys)).await;
         let watch = watch.map_err(|_| "no answer in time".to_owned())?;
         watch.map_err(|error| error.to_string())
     }
@@ -211,4 +236,19 @@ impl Registry {
             shard,
         }
     }
+}
+
+/// A name for one life of a worker, never used again.
+pub(crate) fn member_name(worker: &str) -> String {
+    static LIVES: AtomicU64 = AtomicU64::new(0);
+    let life = LIVES.fetch_add(1, Ordering::Relaxed);
+    format!("{worker}-{:x}-{life:x}", unix_ms())
+}
+
+/// The wall clock, Unix milliseconds.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
