@@ -68,10 +68,15 @@ fn headline(snapshot: &Snapshot, state: &ClusterState) -> String {
         .as_ref()
         .map_or("nobody", |proxy| proxy.as_str());
     let mut line = format!(
-        "{status}: {} of {} shards ready, {} proxies, coordinated by {coordinator}",
+        "{status}: {} of {} shards ready, {} {}, coordinated by {coordinator}",
         state.ready_shards,
         state.total_shards,
         state.workers.len(),
+        if state.workers.len() == 1 {
+            "proxy"
+        } else {
+            "proxies"
+        },
     );
     if let Some(plan) = &snapshot.plan {
         line.push_str(&format!(", plan {}", plan.epoch));
@@ -266,7 +271,7 @@ mod tests {
         let text = render(&snapshot(), 91_000);
         let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
         assert!(
-            text.starts_with("degraded: 1 of 3 shards ready, 1 proxies, coordinated by a, plan 7"),
+            text.starts_with("degraded: 1 of 3 shards ready, 1 proxy, coordinated by a, plan 7"),
             "{text}"
         );
         assert!(text.contains("nobody holds: 1-2"), "{text}");

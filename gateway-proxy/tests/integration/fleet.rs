@@ -592,7 +592,7 @@ async fn monitor_shows_what_changes_until_it_is_ended() {
         .await;
     fleet.kill("a").await;
     monitor
-        .printed("healthy: 12 of 12 shards ready, 1 proxies, coordinated by b")
+        .printed("healthy: 12 of 12 shards ready, 1 proxy, coordinated by b")
         .await;
     monitor.signal(Signal::SIGINT);
     assert_eq!(monitor.exit_code().await, Some(0));
