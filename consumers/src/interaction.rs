@@ -96,6 +96,49 @@ pub enum DecodeError {
     },
 }
 
+/// How long an interaction's token is good for edits and further messages (Discord, Receiving and
+/// Responding, Followup Messages).
+pub const TOKEN_LIFE: Duration = Duration::from_secs(15 * 60);
+
+/// What an interaction is for: the key by which its handler is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Key {
+    /// A command of this type and name.
+    Command(u8, String),
+    /// Suggestions for an option of the slash command with this name.
+    Autocomplete(String),
+    /// A component with this custom id, or what stands before its first colon.
+    Component(String),
+    /// A form with this custom id, or what stands before its first colon.
+    Modal(String),
+}
+
+impl Key {
+    /// The key of an interaction; `None` for a ping, or for kinds that are not known yet.
+    pub(crate) fn of(interaction: &Interaction) -> Option<Self> {
+        let name = |custom_id: &str| {
+            let name = custom_id.split_once(':');
+            name.map_or(custom_id, |(name, _)| name).to_owned()
+        };
+        match (&interaction.kind, interaction.data.as_ref()?) {
+            (InteractionType::ApplicationCommand, InteractionData::ApplicationCommand(data)) => {
+                Some(Self::Command(data.kind.into(), data.name.clone()))
+            }
+            (
+                InteractionType::ApplicationCommandAutocomplete,
+                InteractionData::ApplicationCommand(data),
+            ) => Some(Self::Autocomplete(data.name.clone())),
+            (InteractionType::MessageComponent, InteractionData::MessageComponent(data)) => {
+                Some(Self::Component(name(&data.custom_id)))
+            }
+            (InteractionType::ModalSubmit, InteractionData::ModalSubmit(data)) => {
+                Some(Self::Modal(name(&data.custom_id)))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// The command an interaction asks for; `None` for components, modals and autocomplete.
 #[must_use]
 pub fn command(interaction: &Interaction) -> Option<&CommandData> {
@@ -177,6 +220,15 @@ mod tests {
             1_573_231_421_031_137_343
         );
         assert_eq!(decode(SLASH).seq, Some(34_816));
+    }
+
+    #[test]
+    fn every_kind_of_interaction_has_the_key_of_its_handler() {
+        let key = |frame| Key::of(&decode(frame).interaction).unwrap();
+        assert_eq!(key(SLASH), Key::Command(1, "shieli".to_owned()));
+        assert_eq!(key(COMPONENT), Key::Component("page".to_owned()));
+        assert_eq!(key(MODAL), Key::Modal("modal".to_owned()));
+        assert_eq!(key(AUTOCOMPLETE), Key::Autocomplete("elidro".to_owned()));
     }
 
     #[test]

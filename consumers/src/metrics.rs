@@ -119,6 +119,11 @@ struct SingletonLabels {
     singleton: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeferredLabels {
+    finished: bool,
+}
+
 /// Topics are the program's, so there are few; shards are told by other instruments.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MessageLabels {
@@ -158,6 +163,7 @@ pub(crate) struct Metrics {
     singletons: Family<SingletonLabels, Gauge<i64, AtomicI64>>,
     registry: Registry,
     interactions: Family<Labels, Counter>,
+    deferred: Family<DeferredLabels, Counter>,
     in_flight: Gauge<i64, AtomicI64>,
     age_on_arrival: Histogram,
     answer_time: Histogram,
@@ -229,6 +235,9 @@ impl Metrics {
             "Interactions by what became of them",
             interactions.clone(),
         );
+        let deferred = Family::<DeferredLabels, Counter>::default();
+        let help = "Deferred responses by whether the rest of them was posted";
+        registry.register("deferred", help, deferred.clone());
         let in_flight = Gauge::default();
         registry.register("in_flight", "Interactions being handled", in_flight.clone());
         let age_on_arrival = Histogram::new(SECONDS);
@@ -265,6 +274,7 @@ impl Metrics {
             singletons,
             registry,
             interactions,
+            deferred,
             in_flight,
             age_on_arrival,
             answer_time,
@@ -347,6 +357,12 @@ impl Metrics {
         if let (Outcome::Answered, Some(age)) = (outcome, age) {
             self.answer_time.observe(age.as_secs_f64());
         }
+    }
+
+    pub(crate) fn deferred(&self, finished: bool) {
+        self.deferred
+            .get_or_create(&DeferredLabels { finished })
+            .inc();
     }
 
     pub(crate) fn in_flight(&self) -> i64 {

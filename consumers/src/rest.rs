@@ -25,6 +25,7 @@ use twilight_http::error::{Error as HttpError, ErrorType};
 use twilight_http::response::{Response as HttpResponse, ResponseFuture};
 use twilight_http_ratelimiting::RateLimiter;
 use twilight_model::application::interaction::Interaction;
+use twilight_model::http::interaction::{InteractionResponse, InteractionResponseData};
 use twilight_model::id::Id;
 use twilight_model::id::marker::ApplicationMarker;
 
@@ -38,7 +39,6 @@ pub(crate) use metrics::RestMetrics;
 
 use crate::nats::Link;
 use crate::registry::Registry;
-use crate::response::Response;
 
 /// Tries per answer. With the pauses below they fill Discord's window; more would only add to the
 /// invalid requests that Discord counts (10,000 of them in 10 minutes are a ban).
@@ -223,6 +223,32 @@ impl Rest {
         sent
     }
 
+    /// Puts a message in the place of a deferred response.
+    pub(crate) async fn edit(
+        &self,
+        interaction: &Interaction,
+        response: &InteractionResponse,
+        within: Duration,
+    ) -> Result<(), RestError> {
+        let data = response.data.clone().unwrap_or_default();
+        // Whether a message is ephemeral was decided by the first response.
+        let data = InteractionResponseData {
+            flags: None,
+            ..data
+        };
+        let body = serde_json::to_vec(&data).expect("a response is made of texts and numbers");
+        let token = &interaction.token;
+        let edit = |client: &InteractionClient<'_>| {
+            let request = client.update_response(token);
+            request.payload_json(&body).into_future()
+        };
+        let patient = self.within(within);
+        patient
+            .interact(interaction.application_id, edit)
+            .await
+            .map(drop)
+    }
+
     fn note<T>(&self, sent: &Result<T, RestError>) {
         let outcome = match sent {
             Ok(_) => RequestOutcome::Done,
@@ -247,15 +273,14 @@ impl Rest {
     pub(crate) async fn answer(
         &self,
         interaction: &Interaction,
-        response: &Response,
+        response: &InteractionResponse,
         deadline: Instant,
     ) -> Result<Answered, AnswerError> {
         let client = self.callbacks.interaction(interaction.application_id);
         let mut pause = FIRST_PAUSE;
         let mut tries = 0;
         loop {
-            let post =
-                client.create_response(interaction.id, &interaction.token, response.as_model());
+            let post = client.create_response(interaction.id, &interaction.token, response);
             let limit = deadline.min(Instant::now() + TRY_TIMEOUT);
             let Err(failure) = self.callback(post.into_future(), limit).await else {
                 return Ok(Answered::ByUs);

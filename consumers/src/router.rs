@@ -12,7 +12,7 @@ use twilight_model::application::interaction::Interaction;
 use crate::commands::Definition;
 use crate::context::Context;
 use crate::events::Events;
-use crate::interaction;
+use crate::interaction::Key;
 use crate::messages::MessageHandler;
 use crate::response::Response;
 use crate::singleton::Singleton;
@@ -23,7 +23,7 @@ pub type HandlerError = Box<dyn Error + Send + Sync>;
 /// What [`Handler::handle`] returns.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, HandlerError>> + Send>>;
 
-/// Answers one command. Implemented by every
+/// Answers one kind of interaction. Implemented by every
 /// `async fn(Context, Interaction) -> Result<Response, HandlerError>`.
 ///
 /// A handler runs at least once per interaction and may run again after a crash or a lost
@@ -53,7 +53,8 @@ pub struct Router {
     /// By name.
     pub(crate) singletons: BTreeMap<String, Singleton>,
     /// By type and name: Discord allows one name once per type of command.
-    commands: BTreeMap<(u8, String), (Definition, Arc<dyn Handler>)>,
+    definitions: BTreeMap<(u8, String), Definition>,
+    handlers: BTreeMap<Key, Arc<dyn Handler>>,
 }
 
 impl Router {
@@ -70,10 +71,44 @@ impl Router {
     /// mistake in the program.
     #[must_use]
     pub fn command(mut self, definition: Definition, handler: impl Handler) -> Self {
-        let key = (definition.kind().into(), definition.name().to_owned());
-        let taken = self.commands.contains_key(&key);
-        assert!(!taken, "the command {:?} is added twice", definition.name());
-        self.commands.insert(key, (definition, Arc::new(handler)));
+        let (kind, name) = (definition.kind().into(), definition.name().to_owned());
+        self.definitions.insert((kind, name.clone()), definition);
+        self.handle(Key::Command(kind, name), handler)
+    }
+
+    /// Suggests values for an option of a slash command, while the user types. The option needs
+    /// `autocomplete`; answer with [`Response::choices`].
+    ///
+    /// # Panics
+    /// When the command has such a handler already: that is a mistake in the program.
+    #[must_use]
+    pub fn autocomplete(self, command: impl Into<String>, handler: impl Handler) -> Self {
+        self.handle(Key::Autocomplete(command.into()), handler)
+    }
+
+    /// Answers buttons and menus. `name` is the component's `custom_id`, or what stands before its
+    /// first colon: the rest can say which page, user or choice is meant.
+    ///
+    /// # Panics
+    /// When the name has a handler already, or a colon: those are mistakes in the program.
+    #[must_use]
+    pub fn component(self, name: impl Into<String>, handler: impl Handler) -> Self {
+        self.handle(Key::Component(plain(name.into())), handler)
+    }
+
+    /// Answers forms that were submitted; `name` as for [`Router::component`].
+    ///
+    /// # Panics
+    /// As [`Router::component`].
+    #[must_use]
+    pub fn modal(self, name: impl Into<String>, handler: impl Handler) -> Self {
+        self.handle(Key::Modal(plain(name.into())), handler)
+    }
+
+    fn handle(mut self, key: Key, handler: impl Handler) -> Self {
+        let taken = self.handlers.contains_key(&key);
+        assert!(!taken, "{key:?} is added twice");
+        self.handlers.insert(key, Arc::new(handler));
         self
     }
 
@@ -134,7 +169,7 @@ impl Router {
 
     /// What the commands look like to Discord.
     pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
-        self.commands.values().map(|(definition, _)| definition)
+        self.definitions.values()
     }
 
     /// Whether a worker answers interactions: with commands of its own, or with nothing else to do.
@@ -142,21 +177,25 @@ impl Router {
     pub(crate) fn answers_interactions(&self) -> bool {
         let others =
             !(self.events.is_empty() && self.broadcasts.is_empty() && self.singletons.is_empty());
-        !self.commands.is_empty() || !others
+        !self.handlers.is_empty() || !others
     }
 
-    /// The handler of the command an interaction asks for.
+    /// The handler of what an interaction asks for.
     pub(crate) fn route(&self, interaction: &Interaction) -> Option<Arc<dyn Handler>> {
-        let data = interaction::command(interaction)?;
-        let (_, handler) = self.commands.get(&(data.kind.into(), data.name.clone()))?;
-        Some(Arc::clone(handler))
+        self.handlers.get(&Key::of(interaction)?).cloned()
     }
+}
+
+/// A name that can be told from what follows it.
+fn plain(name: String) -> String {
+    assert!(!name.contains(':'), "{name:?} has a colon");
+    name
 }
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Router")
-            .field("commands", &self.commands.keys())
+            .field("interactions", &self.handlers.keys())
             .field("events", &self.events)
             .field("broadcasts", &self.broadcasts.keys())
             .field("singletons", &self.singletons.keys())
@@ -174,6 +213,7 @@ mod tests {
 
     const SLASH: &str = include_str!("../tests/fixtures/INTERACTION_CREATE.json");
     const COMPONENT: &str = include_str!("../tests/fixtures/INTERACTION_CREATE.component.json");
+    const MODAL: &str = include_str!("../tests/fixtures/INTERACTION_CREATE.modal.json");
     const AUTOCOMPLETE: &str =
         include_str!("../tests/fixtures/INTERACTION_CREATE.autocomplete.json");
 
@@ -209,9 +249,26 @@ mod tests {
     }
 
     #[test]
-    fn components_and_autocomplete_are_no_commands() {
+    fn components_and_autocomplete_are_no_commands_and_have_handlers_of_their_own() {
         check("page", COMPONENT, false);
         check("elidro", AUTOCOMPLETE, false);
+        let router = Router::new().component("page", answer);
+        assert!(router.route(&interaction(COMPONENT)).is_some());
+        let router = router.autocomplete("elidro", answer);
+        assert!(router.route(&interaction(AUTOCOMPLETE)).is_some());
+        assert!(router.route(&interaction(MODAL)).is_none());
+        assert!(
+            router
+                .modal("modal", answer)
+                .route(&interaction(MODAL))
+                .is_some()
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "has a colon")]
+    fn a_component_whose_name_could_never_match_is_a_mistake_of_the_program() {
+        drop(Router::new().component("page:1", answer));
     }
 
     #[test]

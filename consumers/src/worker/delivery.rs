@@ -8,16 +8,18 @@ use async_nats::jetstream::{AckKind, Message};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
-use twilight_model::application::interaction::Interaction;
+use twilight_model::application::interaction::{Interaction, InteractionType};
 
 use super::outcome::Outcome;
 use super::shared::Shared;
 use crate::context::Context;
 use crate::durable::{ACK_WAIT, MAX_DELIVER};
-use crate::interaction::{Freshness, InteractionEvent, RESPONSE_WINDOW, created_ms, freshness};
-use crate::response::Response;
-use crate::rest::{AnswerError, Answered};
-use crate::router::{Handler, HandlerError};
+use crate::interaction::{
+    Freshness, InteractionEvent, Key, RESPONSE_WINDOW, TOKEN_LIFE, created_ms, freshness,
+};
+use crate::response::{Later, Response};
+use crate::rest::{AnswerError, Answered, Verdict};
+use crate::router::HandlerError;
 
 /// How often JetStream is told that a delivery is still being worked on.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(ACK_WAIT.as_millis() as u64 / 3);
@@ -25,6 +27,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(ACK_WAIT.as_millis() a
 const ANSWER_RESERVE: Duration = Duration::from_millis(500);
 /// Time that must be left for another delivery to be worth it: pause, pull, handler and answer.
 const GIVE_BACK_MIN: Duration = Duration::from_millis(400);
+/// Time kept back from deferred work for posting what it has.
+const EDIT_RESERVE: Duration = Duration::from_secs(15);
 /// What the user sees when a handler fails.
 const APOLOGY: &str = "Something went wrong while handling this command.";
 
@@ -33,9 +37,9 @@ pub(crate) async fn handle(shared: Arc<Shared>, message: Message) {
     let span = tracing::info_span!("interaction", subject = %message.subject);
     async {
         shared.metrics.started();
-        let mut made_ms = None;
+        let mut answered = None;
         let outcome = {
-            let work = process(&shared, &message, &mut made_ms);
+            let work = process(&shared, &message, &mut answered);
             tokio::pin!(work);
             let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
             progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,10 +50,9 @@ pub(crate) async fn handle(shared: Arc<Shared>, message: Message) {
                 }
             }
         };
-        let age = made_ms.map(|made| Duration::from_millis(unix_ms().saturating_sub(made)));
         tell(&message, outcome.settlement()).await;
-        tracing::debug!(outcome = outcome.as_str(), ?age, "interaction settled");
-        shared.metrics.finished(outcome, age);
+        tracing::debug!(outcome = outcome.as_str(), age = ?answered, "interaction settled");
+        shared.metrics.finished(outcome, answered);
     }
     .instrument(span)
     .await;
@@ -63,7 +66,8 @@ async fn tell(message: &Message, settlement: AckKind) {
     }
 }
 
-async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) -> Outcome {
+/// `answered` becomes the interaction's age when the first response was posted, or not.
+async fn process(shared: &Shared, message: &Message, answered: &mut Option<Duration>) -> Outcome {
     let now_ms = unix_ms();
     let event = match InteractionEvent::decode(message.payload.clone()) {
         Ok(event) => event,
@@ -76,7 +80,6 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
         }
     };
     let id = event.interaction.id.get();
-    *made_ms = Some(created_ms(id));
     let left = match freshness(id, now_ms) {
         Freshness::Fresh { left } => left,
         Freshness::Stale { age } => {
@@ -94,18 +97,10 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
             return Outcome::Stale;
         }
     };
-    shared.metrics.arrived(RESPONSE_WINDOW.saturating_sub(left));
+    let age = RESPONSE_WINDOW.saturating_sub(left);
+    shared.metrics.arrived(age);
     let deadline = Instant::now() + left;
-    let Some(handler) = shared.router.route(&event.interaction) else {
-        tracing::debug!(id, "an interaction has no handler here");
-        return Outcome::Unhandled;
-    };
-    let context = match context(
-        shared,
-        message,
-        &event,
-        RESPONSE_WINDOW.saturating_sub(left),
-    ) {
+    let context = match context(shared, message, &event, age) {
         Ok(context) => context,
         Err(error) => {
             tracing::warn!(%error, "an interaction has a subject that is not ours");
@@ -113,27 +108,89 @@ async fn process(shared: &Shared, message: &Message, made_ms: &mut Option<u64>) 
         }
     };
     let deliveries = context.event.deliveries;
+    let Some(handler) = shared.router.route(&event.interaction) else {
+        let last = left < GIVE_BACK_MIN || deliveries >= MAX_DELIVER.unsigned_abs();
+        tracing::debug!(id, last, "an interaction has no handler here");
+        return match last {
+            true => Outcome::Unhandled,
+            false => Outcome::LeftToOthers,
+        };
+    };
     // Even a late handler gets half of what is left.
     let reserve = ANSWER_RESERVE.min(left / 2);
-    let interaction = event.interaction.clone();
-    let answer = run(handler, context, interaction, deadline - reserve).await;
-    let (response, failed) = match answer {
+    let asked = event.interaction.clone();
+    let handling = async move { handler.handle(context, asked).await };
+    let answer = run(handling, deadline - reserve).await;
+    let (mut response, failed) = match answer {
         Ok(response) => (response, false),
         Err(failure) => {
-            let command = crate::interaction::command(&event.interaction);
-            let command = command.map(|data| data.name.as_str());
-            tracing::error!(id, command, %failure, "a handler failed");
-            (Response::text(APOLOGY).ephemeral(), true)
+            let asked = Key::of(&event.interaction);
+            tracing::error!(id, ?asked, %failure, "a handler failed");
+            (apology(&event.interaction), true)
         }
     };
-    let posted = shared
-        .rest
-        .answer(&event.interaction, &response, deadline)
+    let rest = &shared.rest;
+    let posted = rest
+        .answer(&event.interaction, response.as_model(), deadline)
         .await;
-    if failed {
-        return Outcome::Failed;
+    *answered = Some(Duration::from_millis(
+        unix_ms().saturating_sub(created_ms(id)),
+    ));
+    let done = posted.is_ok();
+    let outcome = match failed {
+        true => Outcome::Failed,
+        false => judge(posted, id, deliveries, deadline),
+    };
+    match response.take_later() {
+        Some(later) if done => finish(shared, &event.interaction, later, outcome).await,
+        _ => outcome,
     }
-    judge(posted, id, deliveries, deadline)
+}
+
+/// What a user sees when a handler fails.
+fn apology(interaction: &Interaction) -> Response {
+    match interaction.kind {
+        // Nothing but suggestions can be answered.
+        InteractionType::ApplicationCommandAutocomplete => Response::choices([]),
+        _ => Response::text(APOLOGY).ephemeral(),
+    }
+}
+
+/// Waits for the rest of a deferred response, and puts it in the place of "thinking …".
+async fn finish(
+    shared: &Shared,
+    interaction: &Interaction,
+    later: Later,
+    outcome: Outcome,
+) -> Outcome {
+    let id = interaction.id.get();
+    let age = Duration::from_millis(unix_ms().saturating_sub(created_ms(id)));
+    let left = TOKEN_LIFE.saturating_sub(age + EDIT_RESERVE);
+    let (response, failed) = match run(later, Instant::now() + left).await {
+        Ok(response) => (response, false),
+        Err(failure) => {
+            let asked = Key::of(interaction);
+            tracing::error!(id, ?asked, %failure, "the rest of a deferred response failed");
+            (Response::text(APOLOGY), true)
+        }
+    };
+    let edited = shared
+        .rest
+        .edit(interaction, response.as_model(), EDIT_RESERVE)
+        .await;
+    shared.metrics.deferred(edited.is_ok() && !failed);
+    match edited {
+        Ok(()) if failed => Outcome::Failed,
+        Ok(()) => outcome,
+        Err(error) => {
+            tracing::error!(id, %error, "the rest of a deferred response could not be posted");
+            match error.verdict() {
+                Verdict::TryAgain => Outcome::Unreachable,
+                Verdict::Gone => Outcome::Expired,
+                Verdict::Acknowledged | Verdict::Refused => Outcome::Refused,
+            }
+        }
+    }
 }
 
 /// How long the stream has had a message, by its clock and ours.
@@ -203,13 +260,10 @@ enum HandlerFailure {
 /// Runs a handler in a task of its own, so that its panic is its own too, and drops it at the
 /// deadline.
 async fn run(
-    handler: Arc<dyn Handler>,
-    context: Context,
-    interaction: Interaction,
+    handling: impl Future<Output = Result<Response, HandlerError>> + Send + 'static,
     deadline: Instant,
 ) -> Result<Response, HandlerFailure> {
-    let answering = async move { handler.handle(context, interaction).await };
-    let task = AbortOnDropHandle::new(tokio::spawn(answering.in_current_span()));
+    let task = AbortOnDropHandle::new(tokio::spawn(handling.in_current_span()));
     match timeout_at(deadline, task).await {
         Ok(Ok(answer)) => answer.map_err(HandlerFailure::Error),
         Ok(Err(ended)) => Err(HandlerFailure::Panicked(panic_text(ended))),

@@ -7,6 +7,9 @@ use async_nats::jetstream::AckKind;
 /// Pause before a delivery that was given back is delivered again, to another worker perhaps.
 const GIVE_BACK_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same for one that has no handler here: another worker is to have it soon.
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+
 /// How one delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
@@ -16,7 +19,9 @@ pub(crate) enum Outcome {
     AlreadyAnswered,
     /// The handler failed; the user got an apology if possible.
     Failed,
-    /// No handler here; another consumer's worker may have one.
+    /// No handler here, perhaps at a worker of another version.
+    LeftToOthers,
+    /// No handler at any worker that was asked; another consumer's may have one.
     Unhandled,
     /// Discord's 3 seconds were over on arrival.
     Stale,
@@ -39,6 +44,7 @@ impl Outcome {
             Self::Answered => "answered",
             Self::AlreadyAnswered => "already_answered",
             Self::Failed => "failed",
+            Self::LeftToOthers => "left_to_others",
             Self::Unhandled => "unhandled",
             Self::Stale => "stale",
             Self::Undecodable => "undecodable",
@@ -54,6 +60,7 @@ impl Outcome {
         match self {
             Self::Answered | Self::AlreadyAnswered | Self::Failed | Self::Unhandled => AckKind::Ack,
             Self::GivenBack => AckKind::Nak(Some(GIVE_BACK_PAUSE)),
+            Self::LeftToOthers => AckKind::Nak(Some(LEAVE_PAUSE)),
             Self::Stale | Self::Undecodable | Self::Expired | Self::Refused | Self::Unreachable => {
                 AckKind::Term
             }
@@ -68,8 +75,8 @@ mod tests {
     #[test]
     fn an_interaction_is_delivered_again_only_if_that_can_help() {
         use Outcome::{
-            AlreadyAnswered, Answered, Expired, Failed, GivenBack, Refused, Stale, Undecodable,
-            Unhandled, Unreachable,
+            AlreadyAnswered, Answered, Expired, Failed, GivenBack, LeftToOthers, Refused, Stale,
+            Undecodable, Unhandled, Unreachable,
         };
         for done in [Answered, AlreadyAnswered, Failed, Unhandled] {
             assert!(matches!(done.settlement(), AckKind::Ack), "{done:?}");
@@ -80,6 +87,8 @@ mod tests {
                 "{hopeless:?}"
             );
         }
-        assert!(matches!(GivenBack.settlement(), AckKind::Nak(Some(_))));
+        for again in [GivenBack, LeftToOthers] {
+            assert!(matches!(again.settlement(), AckKind::Nak(Some(_))));
+        }
     }
 }

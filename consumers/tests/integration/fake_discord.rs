@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -59,6 +59,9 @@ struct Inner {
     /// When guilds were asked for.
     gets: Vec<Instant>,
     get_faults: VecDeque<Fault>,
+    /// Token and body of each edit of a response.
+    edits: Vec<(String, Value)>,
+    edit_faults: VecDeque<u16>,
 }
 
 #[derive(Clone, Default)]
@@ -80,6 +83,7 @@ impl FakeDiscord {
                 get(list_commands).post(write_command),
             )
             .route("/guilds/{id}", get(guild))
+            .route("/webhooks/{id}/{token}/messages/@original", patch(edit))
             .route("/interactions/{id}/{token}/callback", post(callback))
             .with_state(shared.clone());
         let router = Router::new().nest("/api/v10", api);
@@ -104,6 +108,16 @@ impl FakeDiscord {
     /// The next callbacks meet these faults, one each.
     pub(crate) fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.inner(|inner| inner.faults.extend(faults));
+    }
+
+    /// The next edits of responses get these statuses, one each.
+    pub(crate) fn script_edits(&self, statuses: impl IntoIterator<Item = u16>) {
+        self.inner(|inner| inner.edit_faults.extend(statuses));
+    }
+
+    /// Token and body of each edit of a response.
+    pub(crate) fn edits(&self) -> Vec<(String, Value)> {
+        self.inner(|inner| inner.edits.clone())
     }
 
     /// The same for requests for guilds.
@@ -304,6 +318,24 @@ async fn guild(
         Some(fault) => panic!("{fault:?} is for callbacks"),
         None => Json(json!({"id": guild.to_string(), "name": "A guild"})).into_response(),
     }
+}
+
+async fn edit(
+    State(shared): State<Shared>,
+    Path((_, token)): Path<(u64, String)>,
+    headers: HeaderMap,
+    Json(body): Json<Value>,
+) -> Response {
+    assert!(
+        headers.get("authorization").is_none(),
+        "edits carry no bot token"
+    );
+    let mut inner = shared.0.lock().unwrap();
+    if let Some(status) = inner.edit_faults.pop_front() {
+        return problem(StatusCode::from_u16(status).unwrap(), 0, "scripted");
+    }
+    inner.edits.push((token, body));
+    Json(json!({"id": "1"})).into_response()
 }
 
 fn acknowledged() -> Response {

@@ -7,6 +7,7 @@ mod directory;
 mod event_world;
 mod fake_discord;
 mod feed;
+mod interactions;
 mod lookup;
 mod messages;
 mod ordered_events;
