@@ -8,6 +8,7 @@ mod admin;
 mod batch;
 mod event;
 mod follower;
+mod listing;
 mod metrics;
 mod options;
 mod refresh;
@@ -39,6 +40,7 @@ use crate::shards::Shards;
 use crate::throttle::Throttle;
 use crate::worker::open_registry;
 use follower::Follower;
+use listing::Listings;
 use metrics::Metrics;
 use refresh::Refresh;
 use service::Answers;
@@ -69,6 +71,9 @@ pub(crate) struct Shared {
     pub(crate) users: Option<Users>,
     pub(crate) metrics: Metrics,
     pub(crate) misplaced: Throttle,
+    pub(crate) listings: Listings,
+    /// How long guilds wait for their own events before Discord is asked.
+    pub(crate) refresh_after: Duration,
     pub(crate) started: Instant,
     answering: AtomicBool,
 }
@@ -134,6 +139,8 @@ impl DirectoryService {
             users,
             metrics,
             misplaced: Throttle::default(),
+            listings: Listings::new(),
+            refresh_after,
             started,
             answering: AtomicBool::new(false),
             link,
@@ -156,8 +163,11 @@ impl DirectoryService {
         let reading = tokio::spawn(read_shares(Arc::clone(&shared), stopping.clone()));
         let refresh = Refresh {
             shared: Arc::clone(&shared),
-            rest,
-            due_after: refresh_after,
+            rest: rest.clone(),
+        };
+        let listing = {
+            let shared = Arc::clone(&shared);
+            spawn(async move { shared.listings.run(&rest).await })
         };
         Ok(RunningDirectory {
             http_address,
@@ -167,7 +177,7 @@ impl DirectoryService {
             stopping,
             reading: AbortOnDropHandle::new(reading),
             closed,
-            background: [following, fleet, admin, spawn(refresh.run())],
+            background: [following, fleet, admin, listing, spawn(refresh.run())],
             shared,
         })
     }
@@ -246,7 +256,7 @@ pub struct RunningDirectory {
     stopping: CancellationToken,
     reading: AbortOnDropHandle<()>,
     closed: CancellationToken,
-    background: [AbortOnDropHandle<()>; 4],
+    background: [AbortOnDropHandle<()>; 5],
 }
 
 impl RunningDirectory {

@@ -168,6 +168,9 @@ pub struct ShardPosition {
     /// Shard count of the shard's last READY.
     #[serde(default)]
     pub shard_count: Option<u32>,
+    /// Guilds of the shard may be unknown: since reading began no READY has listed them.
+    #[serde(default)]
+    pub incomplete: bool,
 }
 
 /// A running instance of the directory, under `instance.<name>`: gone when its TTL ends.

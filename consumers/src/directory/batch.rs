@@ -38,6 +38,8 @@ pub(crate) struct Told {
     /// A guild that was described in full: whether the shard is the one the formula says can be
     /// checked.
     pub(crate) described: Option<GuildId>,
+    /// A READY: every guild of the shard was listed.
+    pub(crate) listed: bool,
     /// The sharding that a READY or a gap belongs to.
     pub(crate) shard: Option<ShardId>,
 }
@@ -70,6 +72,7 @@ impl<'k, K: Known> Batch<'k, K> {
                 self.ready(at, shard, &guilds);
                 return Told {
                     shard,
+                    listed: true,
                     described: None,
                 };
             }
@@ -79,7 +82,7 @@ impl<'k, K: Known> Batch<'k, K> {
                 }
                 return Told {
                     shard: Some(shard),
-                    described: None,
+                    ..Told::default()
                 };
             }
             GuildEvent::Created(facts) => {
@@ -91,7 +94,7 @@ impl<'k, K: Known> Batch<'k, K> {
                 });
                 return Told {
                     described: Some(guild),
-                    shard: None,
+                    ..Told::default()
                 };
             }
             GuildEvent::Removed(guild) => self.remove(at, guild),

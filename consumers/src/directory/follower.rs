@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::stream::Stream;
-use schemas::{GuildId, ShardPosition};
-use tokio::time::{sleep, timeout};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use schemas::{EventKind, GuildId, ShardPosition};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::batch::{At, Batch, Known as _};
 use super::event;
+use super::listing::Listing;
 use super::shares::is_misplaced;
 use super::source::{self, Source, Stored};
 use super::store::WriteError;
@@ -28,6 +29,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Pause before a shard that another live instance still holds is asked for again.
 const HELD_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before it is looked again how many shards there are: a reshard ends, or a proxy speaks.
+const COUNT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -167,12 +170,18 @@ impl Follower {
         let from = self.start(&stream, held).await?;
         let filters = source::filters(&shared.prefix, self.shard, shared.users.is_some());
         let mut source = Source::open(&stream, &shared.prefix, filters, from).await?;
-        let mut quiet_since = Instant::now();
+        let began = Instant::now();
+        let mut quiet_since = began;
         loop {
+            let incomplete = held.position.incomplete;
             let events = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => return Ok(End::Stopped),
                 events = source.next() => events?,
+                listing = self.listing(began), if incomplete => {
+                    self.complete(held, &listing).await?;
+                    continue;
+                }
             };
             if let Some(last) = events.last() {
                 let last = last.seq;
@@ -222,12 +231,76 @@ impl Follower {
             );
             self.mark_stale().await?;
         }
+        let begins = !known_before || !same || info.state.first_sequence > next;
         held.position.stream = id;
+        if begins {
+            // Without a READY ahead nobody lists guilds that stay quiet.
+            held.position.incomplete = !self.is_ready_ahead(stream, next).await?;
+        }
         if !same {
             held.position.seq = 0;
             held.done = 0;
         }
         Ok(next)
+    }
+
+    /// Whether a READY of the shard stands at this sequence or later.
+    async fn is_ready_ahead(&self, stream: &Stream<()>, next: u64) -> Result<bool, String> {
+        let ready = EventKind::Ready.name();
+        let subject = self.shared.prefix.event_of_shard(self.shard, ready);
+        let last = stream.get_last_raw_message_by_subject(&subject);
+        match timeout(API_TIMEOUT, last).await {
+            Ok(Ok(message)) => Ok(message.sequence >= next),
+            Ok(Err(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no answer".to_owned()),
+        }
+    }
+
+    /// Every guild of the bot, from Discord, once the shard's own events had their time.
+    async fn listing(&self, began: Instant) -> Arc<Listing> {
+        let due = began + self.shared.refresh_after;
+        sleep_until(due.into()).await;
+        loop {
+            let listing = self.shared.listings.after(began).await;
+            if self.count().is_some() {
+                return listing;
+            }
+            sleep(COUNT_PAUSE).await;
+        }
+    }
+
+    /// The shard's sharding, if only one is known.
+    fn count(&self) -> Option<u32> {
+        let counts = self.shared.shards.counts(self.shard);
+        (counts.len() == 1).then(|| counts[0])
+    }
+
+    /// Takes in the guilds that only Discord knows of.
+    async fn complete(&self, held: &mut Held, listing: &Listing) -> Result<(), String> {
+        let Shared {
+            store,
+            view,
+            refresh_after,
+            ..
+        } = &*self.shared;
+        let Some(count) = self.count() else {
+            return Ok(());
+        };
+        let place = (&*held.position.stream, held.done);
+        let known = |guild| view.guild(guild).is_some();
+        let missing = listing.missing(self.shard, count, known, place, *refresh_after);
+        let guilds = missing.len();
+        let written = store.write_guilds(view, missing).await;
+        written.map_err(|error| error.to_string())?;
+        tracing::info!(
+            shard = self.shard,
+            guilds,
+            "guilds of the shard that the stream does not tell of"
+        );
+        held.position.incomplete = false;
+        self.write_position(held).await?;
+        Ok(())
     }
 
     async fn mark_stale(&self) -> Result<(), String> {
@@ -302,6 +375,7 @@ impl Follower {
             if let Some(shard) = told.shard {
                 held.position.shard_count = Some(shard.count());
             }
+            held.position.incomplete &= !told.listed;
             if let Some(guild) = told.described {
                 self.check_place(guild, held.position.shard_count);
             }

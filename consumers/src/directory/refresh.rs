@@ -19,9 +19,12 @@ use crate::rest::{Rest, RestError, Verdict};
 /// Time for the GUILD_CREATE that follows a new session: Discord sends them within seconds, for
 /// large bots within a minute.
 const DUE_AFTER: Duration = Duration::from_secs(60);
-/// Pause between two guilds, each of which takes two requests: 4 of the 50 requests a second that
-/// all workers of a bot have together.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Pause before it is looked again when nothing is due.
+const IDLE_PAUSE: Duration = Duration::from_millis(500);
+/// Requests for one guild.
+const REQUESTS: u32 = 2;
+/// The part of this process' share of the global rate limit that refreshing may use: half.
+const SHARE_PART: u32 = 2;
 /// Pause after Discord could not be reached or refused the token.
 const TROUBLE_PAUSE: Duration = Duration::from_secs(30);
 /// Longest time for one request.
@@ -38,8 +41,6 @@ enum Answer {
 pub(crate) struct Refresh {
     pub(crate) shared: Arc<Shared>,
     pub(crate) rest: Rest,
-    /// How long a guild waits for its own events.
-    pub(crate) due_after: Duration,
 }
 
 impl Refresh {
@@ -49,12 +50,12 @@ impl Refresh {
     /// Runs until dropped.
     pub(crate) async fn run(self) {
         loop {
-            let due_ms = u64::try_from(self.due_after.as_millis()).unwrap_or(u64::MAX);
+            let due_ms = u64::try_from(self.shared.refresh_after.as_millis()).unwrap_or(u64::MAX);
             let before = unix_ms().saturating_sub(due_ms);
             let due = self.shared.view.stale_before(before, &self.shared.name);
             let pause = match due {
                 Some(entry) => self.refresh(entry).await,
-                None => PAUSE,
+                None => IDLE_PAUSE,
             };
             sleep(pause).await;
         }
@@ -75,7 +76,7 @@ impl Refresh {
         let Shared { view, store, .. } = &*self.shared;
         // What came in while Discord was asked may or may not be in its answer.
         if view.guild(guild).is_none_or(|now| now.seq != entry.seq) {
-            return PAUSE;
+            return self.pause();
         }
         let changed = match answer {
             Answer::Gone => None,
@@ -93,7 +94,16 @@ impl Refresh {
             }
             Err(error) => tracing::debug!(%error, "a guild changed while Discord was asked"),
         }
-        PAUSE
+        self.pause()
+    }
+
+    /// Time between two guilds.
+    fn pause(&self) -> Duration {
+        match self.rest.share() {
+            Some(share) if share > 0 => Duration::from_secs(1) * REQUESTS * SHARE_PART / share,
+            // Nobody counts, or there is nothing to share.
+            _ => IDLE_PAUSE,
+        }
     }
 
     async fn ask(&self, guild: GuildId) -> Result<Answer, RestError> {

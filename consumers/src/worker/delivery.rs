@@ -80,22 +80,8 @@ async fn process(shared: &Shared, message: &Message, answered: &mut Option<Durat
         }
     };
     let id = event.interaction.id.get();
-    let left = match freshness(id, now_ms) {
-        Freshness::Fresh { left } => left,
-        Freshness::Stale { age } => {
-            if let Some(more) = shared.warnings.stale.admit(Instant::now().into_std()) {
-                // In the stream for a short time only: a proxy was late or a clock is wrong.
-                let stored_s = stored_seconds(message, now_ms);
-                tracing::warn!(
-                    id,
-                    ?age,
-                    stored_s,
-                    more,
-                    "an interaction came too late to answer"
-                );
-            }
-            return Outcome::Stale;
-        }
+    let Some(left) = left(shared, message, id, now_ms) else {
+        return Outcome::Stale;
     };
     let age = RESPONSE_WINDOW.saturating_sub(left);
     shared.metrics.arrived(age);
@@ -144,6 +130,27 @@ async fn process(shared: &Shared, message: &Message, answered: &mut Option<Durat
     match response.take_later() {
         Some(later) if done => finish(shared, &event.interaction, later, outcome).await,
         _ => outcome,
+    }
+}
+
+/// How long Discord still waits for the answer to an interaction, if it does.
+fn left(shared: &Shared, message: &Message, id: u64, now_ms: u64) -> Option<Duration> {
+    match freshness(id, now_ms) {
+        Freshness::Fresh { left } => Some(left),
+        Freshness::Stale { age } => {
+            if let Some(more) = shared.warnings.stale.admit(Instant::now().into_std()) {
+                // In the stream for a short time only: a proxy was late or a clock is wrong.
+                let stored_s = stored_seconds(message, now_ms);
+                tracing::warn!(
+                    id,
+                    ?age,
+                    stored_s,
+                    more,
+                    "an interaction came too late to answer"
+                );
+            }
+            None
+        }
     }
 }
 

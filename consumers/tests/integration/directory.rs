@@ -377,6 +377,65 @@ async fn a_gap_marks_guilds_and_discord_is_asked_about_them() {
 }
 
 #[tokio::test]
+async fn guilds_whose_events_have_aged_out_are_asked_of_discord() {
+    let scene = Scene::start().await;
+    let world = &scene.world;
+    let quick = |config: DirectoryConfig| config.refresh_after(Duration::ZERO);
+    // 250 quiet guilds here: two pages with those of other shards.
+    let here: Vec<GuildId> = (1..=250).map(on_shard_1).collect();
+    let elsewhere = (1..=30).map(|number| GuildId::new((number * 4 + 2) << 22).unwrap());
+    let mut all: Vec<u64> = here
+        .iter()
+        .copied()
+        .chain(elsewhere)
+        .map(GuildId::get)
+        .collect();
+    all.sort_unstable();
+    world.discord.set_guilds(all);
+    let ready = json!({"session_id": "a", "shard": [1, 4], "guilds": []});
+    scene.event(1, None, "READY", ready.clone()).await;
+    let stream = world.jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
+    stream.purge().await.unwrap();
+    // One of them says something.
+    scene.guild(1, here[0], "Loud").await;
+    let first = scene.serve_with(scene.options(), quick).await;
+    until("all guilds of the shard to be known", async || {
+        let stats = scene.directory.aggregate_stats().await.ok()?;
+        (stats.guilds == 250).then_some(())
+    })
+    .await;
+    let loud = scene.known(here[0], |_| true).await;
+    assert_eq!(loud.name.as_deref(), Some("Loud"));
+    // Each is asked for by itself: the list does not say everything.
+    scene
+        .known(here[100], |guild| guild.name.as_deref() == Some("A guild"))
+        .await;
+    assert_eq!(world.discord.lists(), 2);
+    first.stop().await;
+
+    // What was asked once is not asked again, and a READY makes it needless.
+    let second = scene.serve_with(scene.options(), quick).await;
+    scene.guild(1, here[1], "Louder").await;
+    scene
+        .known(here[1], |guild| guild.name.as_deref() == Some("Louder"))
+        .await;
+    assert_eq!(world.discord.lists(), 2);
+    second.stop().await;
+    stream.purge().await.unwrap();
+    let listed = json!([{"id": here[0].to_string(), "unavailable": true}]);
+    let ready = json!({"session_id": "b", "shard": [1, 4], "guilds": listed});
+    scene.event(1, None, "READY", ready).await;
+    let third = scene.serve_with(scene.options(), quick).await;
+    until("the new session's guilds alone", async || {
+        let stats = scene.directory.aggregate_stats().await.ok()?;
+        (stats.guilds == 1).then_some(())
+    })
+    .await;
+    assert_eq!(world.discord.lists(), 2);
+    third.stop().await;
+}
+
+#[tokio::test]
 async fn the_shards_of_a_dead_instance_are_read_by_another() {
     let scene = Scene::start().await;
     let shards: Vec<ShardId> = (0..8).map(|id| ShardId::new(id, 8).unwrap()).collect();

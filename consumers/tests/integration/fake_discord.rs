@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
@@ -59,6 +59,9 @@ struct Inner {
     /// When guilds were asked for.
     gets: Vec<Instant>,
     get_faults: VecDeque<Fault>,
+    /// The bot's guilds, and how often somebody asked which.
+    guilds: Vec<u64>,
+    lists: u32,
     /// Token and body of each edit of a response.
     edits: Vec<(String, Value)>,
     edit_faults: VecDeque<u16>,
@@ -82,7 +85,9 @@ impl FakeDiscord {
                 "/applications/{id}/commands",
                 get(list_commands).post(write_command),
             )
+            .route("/users/@me/guilds", get(list_guilds))
             .route("/guilds/{id}", get(guild))
+            .route("/guilds/{id}/channels", get(async || Json(json!([]))))
             .route("/webhooks/{id}/{token}/messages/@original", patch(edit))
             .route("/interactions/{id}/{token}/callback", post(callback))
             .with_state(shared.clone());
@@ -108,6 +113,16 @@ impl FakeDiscord {
     /// The next callbacks meet these faults, one each.
     pub(crate) fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.inner(|inner| inner.faults.extend(faults));
+    }
+
+    /// The guilds the bot is in, in the order of their ids.
+    pub(crate) fn set_guilds(&self, guilds: impl IntoIterator<Item = u64>) {
+        self.inner(|inner| inner.guilds = guilds.into_iter().collect());
+    }
+
+    /// Pages of the bot's guilds that were asked for.
+    pub(crate) fn lists(&self) -> u32 {
+        self.inner(|inner| inner.lists)
     }
 
     /// The next edits of responses get these statuses, one each.
@@ -318,6 +333,24 @@ async fn guild(
         Some(fault) => panic!("{fault:?} is for callbacks"),
         None => Json(json!({"id": guild.to_string(), "name": "A guild"})).into_response(),
     }
+}
+
+/// A page of the bot's guilds, of any length up to Discord's.
+async fn list_guilds(
+    State(shared): State<Shared>,
+    Query(query): Query<HashMap<String, u64>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refusal) = refusal(&shared, &headers) {
+        return refusal;
+    }
+    let mut inner = shared.0.lock().unwrap();
+    inner.lists += 1;
+    let after = query.get("after").copied().unwrap_or(0);
+    let page = inner.guilds.iter().filter(|guild| **guild > after);
+    let page = page.take(usize::try_from(query["limit"]).unwrap());
+    let line = |guild: &u64| json!({"id": guild.to_string(), "name": "Listed", "owner": false});
+    Json(page.map(line).collect::<Vec<Value>>()).into_response()
 }
 
 async fn edit(
