@@ -26,7 +26,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{DirectoryInstance, Prefix};
-use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -292,7 +291,7 @@ impl RunningDirectory {
 /// A shard being read.
 struct Reading {
     stopping: CancellationToken,
-    task: JoinHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// Gives signs of life, and reads the shards that are this instance's share.
@@ -327,7 +326,7 @@ async fn read_shares(shared: Arc<Shared>, stopping: CancellationToken) {
                     shard: *shard,
                     stopping: stopping.clone(),
                 };
-                let task = tokio::spawn(follower.run());
+                let task = spawn(follower.run());
                 Reading { stopping, task }
             });
         }

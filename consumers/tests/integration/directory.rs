@@ -15,7 +15,7 @@ use testkit::simulator::{Action, Config, GuildBytes, Load, Simulator};
 
 use crate::fake_discord::TOKEN;
 use crate::proxy::Process;
-use crate::world::{World, http_get, patience, until};
+use crate::world::{Stalls, World, http_get, patience, until};
 
 /// Guilds that lie on shard 1 of 4.
 pub(crate) fn on_shard_1(number: u64) -> GuildId {
@@ -467,8 +467,9 @@ async fn the_shards_of_a_dead_instance_are_read_by_another() {
         scene.guild(id as u32, guild, "Spread").await;
         scene.known(guild, |_| true).await;
     }
+    let stalls = Stalls::watch(&scene.world.nats.url()).await;
     drop(first);
-    let died = Instant::now();
+    let (died, lost) = (Instant::now(), stalls.lost());
     until("the second to read all", async || {
         readers()
             .await?
@@ -477,11 +478,8 @@ async fn the_shards_of_a_dead_instance_are_read_by_another() {
             .then_some(())
     })
     .await;
-    let took = died.elapsed();
-    assert!(
-        took < Duration::from_secs(3) * patience().as_secs() as u32 / 20,
-        "{took:?}"
-    );
+    let limit = Duration::from_secs(3) * patience().as_secs() as u32 / 20;
+    stalls.assert_within(limit, died, lost);
     let joined = json!({"guild_id": (GuildId::new(16 << 22).unwrap()).to_string()});
     for _ in 0..5 {
         let guild = GuildId::new(16 << 22);

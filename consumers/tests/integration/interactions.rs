@@ -108,7 +108,7 @@ async fn a_deferred_response_is_finished_when_its_work_is_done() {
 #[tokio::test]
 async fn deferred_work_that_fails_or_panics_is_apologised_for() {
     async fn broken(_: Context, interaction: Interaction) -> Result<Response, HandlerError> {
-        let panics = interaction.id.get() % 2 == 0;
+        let panics = interaction.id.get().is_multiple_of(2);
         Ok(Response::deferred(async move {
             assert!(!panics, "a handler's own fault");
             Err("no luck".into())

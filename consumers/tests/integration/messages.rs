@@ -12,7 +12,7 @@ use schemas::Prefix;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::Seen;
-use crate::world::{World, hand_over_max, metric, until};
+use crate::world::{Stalls, World, hand_over_max, metric, until};
 
 async fn client(world: &World) -> Client {
     async_nats::connect(world.nats.url()).await.unwrap()
@@ -40,6 +40,7 @@ async fn worker(world: &World, name: &str, router: Router) -> Running {
 
 /// More than any server of these tests takes.
 const LONG: usize = 65 << 20;
+const SOON: Duration = Duration::from_millis(300);
 const WITHIN: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -192,8 +193,7 @@ async fn holders(messages: &ShardMessages) -> Vec<String> {
         let mut names = Vec::new();
         for shard in 0..4 {
             // One that dies right now never answers.
-            let soon = Duration::from_millis(300);
-            let answer = messages.request(shard, "", soon).await.ok()?;
+            let answer = messages.request(shard, "", SOON).await.ok()?;
             let text = String::from_utf8(answer.to_vec()).unwrap();
             let (name, rest) = text.split_once(' ').unwrap();
             assert_eq!(rest, format!("for shard {shard}"));
@@ -235,10 +235,12 @@ async fn a_message_reaches_the_worker_that_holds_the_shard_wherever_it_moves() {
         names.contains(&"third".to_owned()).then_some(())
     })
     .await;
+    let stalls = Stalls::watch(&world.nats.url()).await;
     drop(second);
-    let died = Instant::now();
+    let (died, lost) = (Instant::now(), stalls.lost());
     assert_eq!(holders(&messages).await, ["third"; 4]);
-    assert!(died.elapsed() <= hand_over_max(), "{:?}", died.elapsed());
+    // One question was for the dead one.
+    stalls.assert_within(hand_over_max() + SOON, died, lost);
     third.stop().await;
     let nobody = messages.request(2, "", WITHIN).await;
     assert!(

@@ -12,7 +12,10 @@ use tokio::sync::Notify;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::{Seen, Stored, quick};
-use crate::world::{World, hand_over_max, http_get, metric, until};
+use crate::world::{Stalls, World, hand_over_max, http_get, metric, until};
+
+/// How long the server waits for a sign of life about an event of a shard.
+const SHARD_ACK_WAIT: Duration = Duration::from_secs(1);
 
 /// One event as a handler saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +59,20 @@ impl Sights {
         workers
     }
 
+    /// Repetitions come before any later event of the guild.
     fn assert_in_order(&self) {
         let mut last = BTreeMap::new();
         for sight in self.all() {
             let before = last.insert((sight.shard, sight.guild), sight.seq);
-            assert!(before < Some(sight.seq), "{sight:?} after {before:?}");
+            assert!(before <= Some(sight.seq), "{sight:?} after {before:?}");
         }
+    }
+
+    /// How many events were seen, each counted once.
+    fn distinct(&self) -> usize {
+        let all = self.all().into_iter();
+        let events: BTreeSet<_> = all.map(|s| (s.shard, s.guild, s.seq)).collect();
+        events.len()
     }
 }
 
@@ -244,6 +255,7 @@ async fn an_event_that_fails_holds_up_its_guild_alone_and_not_for_ever() {
 async fn shards_move_when_workers_come_and_leave_and_nothing_is_handled_twice() {
     let world = World::start().await;
     let sights = Sights::default();
+    let stalls = Stalls::watch(&world.nats.url()).await;
     let first = worker(&world, "first", ordered(&sights)).await;
     balanced(&[&first], 8, 8).await;
     let mut seq = 0;
@@ -271,10 +283,14 @@ async fn shards_move_when_workers_come_and_leave_and_nothing_is_handled_twice() 
     let rounds = store().await;
     let expect = usize::try_from(rounds).unwrap() * 24;
     until("every event to be handled", async || {
-        (sights.all().len() >= expect).then_some(())
+        (sights.distinct() >= expect).then_some(())
     })
     .await;
-    assert_eq!(sights.all().len(), expect, "nothing is handled twice");
+    // A server that stands still for longer than it waits for acknowledgements delivers again.
+    if stalls.lost() < SHARD_ACK_WAIT / 2 {
+        assert_eq!(sights.all().len(), expect, "nothing is handled twice");
+    }
+    assert_eq!(sights.distinct(), expect);
     sights.assert_in_order();
     for worker in [second, third, fourth] {
         worker.stop().await;
@@ -299,14 +315,14 @@ async fn the_shards_of_a_dead_worker_are_taken_over_within_two_seconds() {
         (sights.all().len() == 60).then_some(())
     })
     .await;
-    let died = Instant::now();
+    let stalls = Stalls::watch(&world.nats.url()).await;
+    let (died, lost) = (Instant::now(), stalls.lost());
     drop(doomed);
     until("the dead one's events to be handled", async || {
         (sights.workers_after(60).len() == 4).then_some(())
     })
     .await;
-    let took = died.elapsed();
-    assert!(took < hand_over_max(), "hand-over took {took:?}");
+    stalls.assert_within(hand_over_max(), died, lost);
     until("every event to be handled", async || {
         (sights.all().len() == 120).then_some(())
     })

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::fake_discord::TOKEN;
-use crate::world::{World, hand_over_max, until};
+use crate::world::{Stalls, World, hand_over_max, until};
 
 const SHARDS: u32 = 8;
 const GUILDS: u64 = 4;
@@ -98,6 +98,7 @@ struct Load {
     world: Arc<World>,
     workers: BTreeMap<String, Child>,
     sights: Arc<Mutex<Vec<Sight>>>,
+    stalls: Stalls,
     /// Every life that every worker had in the group.
     lives: Arc<Mutex<BTreeSet<String>>>,
     bucket: kv::Store,
@@ -133,7 +134,9 @@ impl Load {
             }
         });
         let workers = BTreeMap::new();
+        let stalls = Stalls::watch(&world.nats.url()).await;
         Self {
+            stalls,
             world,
             workers,
             sights,
@@ -192,8 +195,9 @@ impl Load {
     }
 
     /// Waits until other workers have begun events of all these shards after `since`; says how long
-    /// that took.
+    /// that took, without the time that a busy machine took away.
     async fn taken_over(&self, from: &str, shards: &BTreeSet<u32>, since: u64) -> Duration {
+        let lost = self.stalls.lost();
         let last = until("the shards to be taken over", async || {
             let sights = self.sights.lock().unwrap();
             let mut first: BTreeMap<u32, u64> = BTreeMap::new();
@@ -207,8 +211,12 @@ impl Load {
         })
         .await;
         let took = Duration::from_micros(last.unwrap_or(since) - since);
-        eprintln!("{} shards of {from} taken over in {took:?}", shards.len());
-        took
+        let lost = self.stalls.lost() - lost;
+        eprintln!(
+            "{} shards of {from} taken over in {took:?}, {lost:?} of it lost",
+            shards.len()
+        );
+        took.saturating_sub(lost)
     }
 
     async fn of(&self, name: &str) -> BTreeSet<u32> {

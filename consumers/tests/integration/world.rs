@@ -2,6 +2,7 @@
 //! to publish interactions as a proxy would.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use testkit::nats::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::fake_discord::{FakeDiscord, TOKEN};
 
@@ -43,6 +45,57 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Opt
         }
         assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What a busy machine takes away from a test: by how much looks at NATS, which answers in less than
+/// a millisecond, are late. Limits of time are for programs that run.
+pub(crate) struct Stalls {
+    lost_us: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Stalls {
+    pub(crate) async fn watch(nats: &str) -> Self {
+        const PAUSE: Duration = Duration::from_millis(20);
+        /// More than a machine with time to spare needs.
+        const LATE: Duration = Duration::from_millis(60);
+        let client = async_nats::connect(nats).await.unwrap();
+        let lost_us = Arc::new(AtomicU64::new(0));
+        let noted = Arc::clone(&lost_us);
+        let task = tokio::spawn(async move {
+            loop {
+                let began = Instant::now();
+                tokio::time::sleep(PAUSE).await;
+                client.request("$JS.API.INFO", "".into()).await.ok();
+                let took = began.elapsed();
+                if took > LATE {
+                    let lost = (took - PAUSE).as_micros() as u64;
+                    noted.fetch_add(lost, Ordering::Relaxed);
+                }
+            }
+        });
+        Self { lost_us, task }
+    }
+
+    /// Time lost up to now.
+    pub(crate) fn lost(&self) -> Duration {
+        Duration::from_micros(self.lost_us.load(Ordering::Relaxed))
+    }
+
+    /// Fails when something took longer than this since a moment, but for the time lost since.
+    pub(crate) fn assert_within(&self, limit: Duration, since: Instant, lost_before: Duration) {
+        let (took, lost) = (since.elapsed(), self.lost() - lost_before);
+        assert!(
+            took <= limit + lost,
+            "{took:?}, of which {lost:?} were lost"
+        );
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
