@@ -10,6 +10,7 @@ use clap::{ArgMatches, Command};
 
 use crate::config::{Config, with_settings};
 use crate::exit::{self, Fatal};
+use crate::rhythm;
 use crate::shutdown::{Phase, Shutdown};
 use crate::telemetry;
 
@@ -112,6 +113,7 @@ fn load(flags: &ArgMatches) -> Result<Config, Fatal> {
 fn run(config: Config) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(rhythm::rest)
         .build()
         .map_err(|error| Fatal::bug(format!("cannot make a runtime: {error}")))?;
     let outcome = exit::contained(|| runtime.block_on(supervise(config)));

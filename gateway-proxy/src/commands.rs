@@ -26,7 +26,8 @@ const FULL_RETRY_MS: u64 = 1000;
 /// Pause before a subscription that could not be made is tried again.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// One request with the inbox of its asker.
+/// One request with the inbox of its asker. Boxed in channels, which hold room for 32 from the start:
+/// most shards never get one.
 #[derive(Debug)]
 struct Request {
     message: Message,
@@ -37,7 +38,7 @@ struct Request {
 pub(crate) struct Commands {
     client: Client,
     prefix: Prefix,
-    ports: Mutex<BTreeMap<ShardId, mpsc::Sender<Request>>>,
+    ports: Mutex<BTreeMap<ShardId, mpsc::Sender<Box<Request>>>>,
 }
 
 impl Commands {
@@ -102,8 +103,8 @@ impl Commands {
         }
     }
 
-    async fn hand_over(&self, port: &mpsc::Sender<Request>, message: Message) {
-        let Err(error) = port.try_send(Request { message }) else {
+    async fn hand_over(&self, port: &mpsc::Sender<Box<Request>>, message: Message) {
+        let Err(error) = port.try_send(Box::new(Request { message })) else {
             return;
         };
         let (request, why) = match error {
@@ -125,7 +126,7 @@ impl Commands {
         }
     }
 
-    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<ShardId, mpsc::Sender<Request>>> {
+    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<ShardId, mpsc::Sender<Box<Request>>>> {
         // Every change is one insert or remove.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,12 +137,12 @@ impl Commands {
 pub(crate) struct Port {
     hub: Arc<Commands>,
     shard: ShardId,
-    inbox: mpsc::Receiver<Request>,
+    inbox: mpsc::Receiver<Box<Request>>,
     // What the hub has, to tell this port from a later one of the same shard.
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Box<Request>>,
     queue: CommandQueue,
     // Who waits to hear what became of a command; empty between two wakes.
-    askers: HashMap<u64, Request>,
+    askers: HashMap<u64, Box<Request>>,
     last_ticket: u64,
     _listening: AbortOnDropHandle<()>,
 }

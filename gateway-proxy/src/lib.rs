@@ -33,6 +33,7 @@ mod ownership;
 mod progress;
 mod publisher;
 mod recorder;
+mod rhythm;
 mod shard;
 mod transport;
 mod wire;

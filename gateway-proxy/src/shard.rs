@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use gateway_proxy_core::close::FatalClose;
 use gateway_proxy_core::fleet::limiter::Permit;
 use gateway_proxy_core::outgoing::{self, IdentifyOptions};
@@ -38,15 +37,11 @@ use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
 use crate::ownership::{Owner, Ownership};
 use crate::publisher::{Lane, Outbound, Publisher, Turn};
 use crate::status::{ProcessStatus, ShardStatus, unix_ms};
-use crate::transport::{DialError, Dialer, Received, Socket};
-use intake::Intake;
+use crate::transport::{DialError, Dialer, Socket};
+use intake::{Intake, Took};
 pub(crate) use leave::{Leave, Stage};
 pub(crate) use lost::Lost;
 use patience::{AwaitedTurn, awaited_turn, next_turn, overloaded_at, passing_on};
-
-/// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
-/// few enough that heartbeats of others are never late.
-const READ_BURST: usize = 64;
 
 /// What all shards of a process share.
 #[derive(Debug)]
@@ -118,7 +113,7 @@ enum Dialed {
 /// What can happen.
 enum Wake {
     Dialed(Dialed),
-    Received(Received),
+    Took(Took),
     Granted(Permit),
     Deadline,
     /// The publish buffer has room again, and it is our turn.
@@ -239,16 +234,24 @@ impl ShardTask {
             Stage::Running => Stage::Draining,
             Stage::Draining | Stage::Releasing => Stage::Releasing,
         };
-        let leave = self.parts.leave.clone();
-        let lost = Arc::clone(&self.parts.lost);
         if self.full_since.is_some() && self.turn.is_none() {
             self.turn = Some(awaited_turn(&self.parts.publisher));
         }
-        let turn = next_turn(&mut self.turn);
         let ready = self.session.phase() == Phase::Ready;
-        let commands = self.commands.due(ready);
+        let Self {
+            parts,
+            session,
+            intake,
+            grant,
+            turn,
+            orders,
+            commands,
+            ..
+        } = self;
+        let turn = next_turn(turn);
+        let commands = commands.due(ready);
         let grant = async {
-            match &mut self.grant {
+            match grant {
                 Some(grant) => grant.await,
                 None => std::future::pending().await,
             }
@@ -256,7 +259,7 @@ impl ShardTask {
         let connection = async {
             match link {
                 Link::Dialing(dial) => Wake::Dialed(dial.await),
-                Link::Up(up) if reading => Wake::Received(up.0.receive().await),
+                Link::Up(up) if reading => Wake::Took(intake.take_frames(up, session).await),
                 Link::Up(_) | Link::Down => std::future::pending().await,
             }
         };
@@ -265,14 +268,14 @@ impl ShardTask {
             biased;
             () = deadline => Wake::Deadline,
             // 2: the shard is let go of.
-            () = leave.reached(next_stage) => Wake::Stage,
-            proxy = lost.lost() => Wake::TakenOver(proxy),
-            Some(order) = self.orders.recv() => Wake::Ordered(order),
+            () = parts.leave.reached(next_stage) => Wake::Stage,
+            proxy = parts.lost.lost() => Wake::TakenOver(proxy),
+            Some(order) = orders.recv() => Wake::Ordered(order),
             // 3: the right to identify: its window passes.
             permit = grant => Wake::Granted(permit),
             // 4: users' commands: few, by their budget.
             () = commands => Wake::Command,
-            // 5: frames and the dial.
+            // 5: frames and the dial. Frames that ask for no decision are taken without coming back here.
             wake = connection => wake,
             // 6: back-pressure.
             turn = turn => Wake::Room(turn),
@@ -316,9 +319,10 @@ impl ShardTask {
             Wake::Dialed(Dialed::TakenOver(proxy)) | Wake::TakenOver(proxy) => {
                 self.taken_over(&proxy);
             }
-            Wake::Received(received) => {
-                let more = self.take_in(received, link, Publisher::is_open, now);
-                self.yields = more && !self.parts.publisher.is_unclaimed();
+            Wake::Took(Took::More) => self.yields = !self.parts.publisher.is_unclaimed(),
+            Wake::Took(Took::Closed { code, reason }) => {
+                *link = Link::Down;
+                self.closed(code, &reason, now);
             }
             Wake::Granted(permit) => self.granted(permit, now),
             Wake::Deadline => {
@@ -363,13 +367,17 @@ impl ShardTask {
     /// Takes what the socket holds already; the next shard waits. True: it may hold more. Who has read
     /// all leaves the queue, or shards without anything to read would take turns for ever.
     fn take_turn(&mut self, link: &mut Link, now: Instant) -> bool {
-        if self.stage == Stage::Running
-            && let Link::Up(up) = link
-            && let Some(first) = up.0.receive().now_or_never()
-        {
-            return self.take_in(first, link, Publisher::has_room, now);
+        let Link::Up(up) = link else { return false };
+        if self.stage != Stage::Running {
+            return false;
         }
-        false
+        let took = self.intake.take_held(up, &mut self.session);
+        if let Some(Took::Closed { code, reason }) = took {
+            *link = Link::Down;
+            self.closed(code, &reason, now);
+            return false;
+        }
+        took.is_some()
     }
 
     fn connected(&mut self, socket: Socket, link: &mut Link, now: Instant) {
@@ -407,49 +415,6 @@ impl ShardTask {
             // Events stay in the socket, and Discord's replay buffer, for whoever comes next.
             self.session.handle_reading(false, now);
         }
-    }
-
-    /// Takes what is there, up to a burst, while it may go on. True: the socket may hold more.
-    fn take_in(
-        &mut self,
-        first: Received,
-        link: &mut Link,
-        may_go_on: fn(&Publisher) -> bool,
-        now: Instant,
-    ) -> bool {
-        let mut next = Some(first);
-        for _ in 0..READ_BURST {
-            let Link::Up(up) = link else { return false };
-            let (socket, inflater) = &mut **up;
-            let received = match next.take() {
-                Some(received) => received,
-                None if !may_go_on(&self.parts.publisher) => return true,
-                None => match socket.receive().now_or_never() {
-                    Some(received) => received,
-                    None => return false,
-                },
-            };
-            match received {
-                Received::Text(text) => {
-                    self.intake
-                        .take(text.as_bytes(), None, &mut self.session, now);
-                }
-                Received::Binary(bytes) => {
-                    self.intake
-                        .take(&bytes, Some(inflater), &mut self.session, now);
-                }
-                Received::Closed { code, reason } => {
-                    self.closed(code, &reason, now);
-                    *link = Link::Down;
-                    return false;
-                }
-            }
-            if self.session.has_actions() {
-                // A heartbeat that is asked for, or the end of this connection.
-                return true;
-            }
-        }
-        true
     }
 
     fn closed(&mut self, code: Option<u16>, reason: &str, now: Instant) {

@@ -1,19 +1,26 @@
 //! One WebSocket to Discord: dial, TLS, bytes in, text out, close with a code. What the bytes mean is
 //! decided elsewhere.
 
+mod frames;
+mod handshake;
+
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
 use crate::config::Compression;
+use frames::{Incoming, Reader};
 
 /// Gateway version we speak.
 pub(crate) const API_VERSION: u8 = 10;
@@ -26,9 +33,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest WebSocket message accepted, in bytes. Discord names no limit; READY and GUILD_CREATE
 /// reach some MB.
 const MESSAGE_MAX: usize = 64 << 20;
-/// Read buffer of a connection. tungstenite zero-fills it at every read, so a large one costs CPU
-/// at every event and memory at every shard.
-const READ_BUFFER: usize = 8 * 1024;
+/// Code of a connection that ended without one (RFC 6455, 7.4.1): never sent.
+const NO_CODE: u16 = 1005;
 
 /// Opens connections that all have the same query parameters, as a RESUME must.
 #[derive(Clone, Debug)]
@@ -43,10 +49,7 @@ pub(crate) enum DialError {
     #[error("{url:?} is not a gateway url: {reason}")]
     Url { url: String, reason: String },
     #[error("cannot reach {host}: {source}")]
-    Io {
-        host: String,
-        source: std::io::Error,
-    },
+    Io { host: String, source: io::Error },
     #[error("no websocket from {host}: {source}")]
     WebSocket {
         host: String,
@@ -61,10 +64,10 @@ pub(crate) enum DialError {
 /// What came in.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// Uncompressed: checked to be UTF-8.
-    Text(tungstenite::Utf8Bytes),
-    /// Compressed.
-    Binary(bytes::Bytes),
+    /// Uncompressed: [`Socket::message`].
+    Text,
+    /// Compressed: [`Socket::message`].
+    Binary,
     /// The connection ended, with Discord's code and words if it sent some.
     Closed {
         /// Close code.
@@ -123,6 +126,7 @@ impl Dialer {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
+        let secure = request.uri().scheme_str() == Some("wss");
         let dial = async {
             let io = |source| DialError::Io {
                 host: host.clone(),
@@ -132,23 +136,24 @@ impl Dialer {
                 .await
                 .map_err(io)?;
             tcp.set_nodelay(true).map_err(io)?;
-            let config = WebSocketConfig::default()
-                .read_buffer_size(READ_BUFFER)
-                .write_buffer_size(0)
-                .max_message_size(Some(MESSAGE_MAX))
-                .max_frame_size(Some(MESSAGE_MAX));
-            let tls = Connector::Rustls(self.tls.clone());
-            let upgrade = tokio_tungstenite::client_async_tls_with_config(
-                request,
-                tcp,
-                Some(config),
-                Some(tls),
-            );
-            let (stream, _) = upgrade.await.map_err(|source| DialError::WebSocket {
+            let mut stream = if secure {
+                let name = ServerName::try_from(address.clone());
+                let name = name.map_err(|error| bad(error.to_string()))?;
+                let connector = TlsConnector::from(self.tls.clone());
+                Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(io)?))
+            } else {
+                Stream::Plain(tcp)
+            };
+            let upgraded = handshake::upgrade(request, &mut stream).await;
+            let read = upgraded.map_err(|source| DialError::WebSocket {
                 host: host.clone(),
                 source: Box::new(source),
             })?;
-            Ok(Socket { stream })
+            Ok(Socket {
+                stream,
+                reader: Reader::new(MESSAGE_MAX, read),
+                out: Vec::new(),
+            })
         };
         match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
             Ok(result) => result,
@@ -157,35 +162,144 @@ impl Dialer {
     }
 }
 
+/// TCP, encrypted or not.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
 /// An open connection.
+#[derive(Debug)]
 pub(crate) struct Socket {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    stream: Stream,
+    reader: Reader,
+    // Frames on their way out; empty but while something is sent.
+    out: Vec<u8>,
 }
 
 impl Socket {
-    /// The next message. Cancel-safe.
-    pub(crate) async fn receive(&mut self) -> Received {
+    /// The message that [`Socket::poll_receive`] told of last.
+    pub(crate) fn message(&self) -> &[u8] {
+        self.reader.message()
+    }
+
+    /// Lets go of memory that others of the thread can use; when this is not read for a while.
+    pub(crate) fn settle(&mut self) {
+        self.reader.settle();
+    }
+
+    /// The next message. Nothing is lost between two calls.
+    pub(crate) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+        let ended = |reason: String| Poll::Ready(Received::Closed { code: None, reason });
         loop {
-            let ended = |reason: String| Received::Closed { code: None, reason };
-            return match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => Received::Text(text),
-                Some(Ok(Message::Binary(bytes))) => Received::Binary(bytes),
-                Some(Ok(Message::Close(Some(frame)))) => Received::Closed {
-                    code: Some(frame.code.into()),
-                    reason: frame.reason.as_str().to_owned(),
-                },
-                Some(Ok(Message::Close(None))) | None => ended("closed without a code".to_owned()),
-                // tungstenite answers pings itself.
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Err(error)) => ended(error.to_string()),
-            };
+            match self.reader.next() {
+                Ok(Some(Incoming::Text)) => return Poll::Ready(Received::Text),
+                Ok(Some(Incoming::Binary)) => return Poll::Ready(Received::Binary),
+                Ok(Some(Incoming::Ping(payload))) => {
+                    frames::push_pong(&mut self.out, &payload, mask());
+                    self.try_write(context);
+                }
+                Ok(Some(Incoming::Pong)) => {}
+                Ok(Some(Incoming::Close(close))) => {
+                    let code = close.as_ref().map(|(code, _)| *code);
+                    // If it can leave at once; the server has said its last word in any case.
+                    let answer = code.filter(|code| *code != NO_CODE);
+                    frames::push_close(&mut self.out, answer, mask());
+                    self.try_write(context);
+                    let reason = close
+                        .map_or_else(|| "closed without a code".to_owned(), |(_, reason)| reason);
+                    return Poll::Ready(Received::Closed { code, reason });
+                }
+                Ok(None) => {
+                    let mut space = ReadBuf::new(self.reader.space());
+                    let read = Pin::new(&mut self.stream).poll_read(context, &mut space);
+                    let count = space.filled().len();
+                    match read {
+                        Poll::Pending => {
+                            self.reader.settle();
+                            self.try_write(context);
+                            return Poll::Pending;
+                        }
+                        Poll::Ready(Ok(())) if count == 0 => {
+                            return ended("closed without a code".to_owned());
+                        }
+                        Poll::Ready(Ok(())) => self.reader.filled(count),
+                        Poll::Ready(Err(error)) => return ended(error.to_string()),
+                    }
+                }
+                Err(error) => return ended(error.to_string()),
+            }
         }
+    }
+
+    /// Writes what it can of what is on its way. An error shows when reading.
+    fn try_write(&mut self, context: &mut Context<'_>) {
+        if !self.out.is_empty() {
+            drop(self.poll_write_out(context));
+        }
+    }
+
+    fn poll_write_out(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(context, &self.out))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => drop(self.out.drain(..count)),
+            }
+        }
+        self.out = Vec::new();
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    /// Writes all that is on its way. Cancel-safe.
+    async fn write_out(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|context| self.poll_write_out(context)).await
     }
 
     /// Sends a payload; `Err` says why the connection counts as dead.
     pub(crate) async fn send(&mut self, payload: String) -> Result<(), String> {
-        let send = self.stream.send(Message::text(payload));
-        match tokio::time::timeout(SEND_TIMEOUT, send).await {
+        frames::push_text(&mut self.out, &payload, mask());
+        match tokio::time::timeout(SEND_TIMEOUT, self.write_out()).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!(
                 "a payload did not leave within {} s",
@@ -197,12 +311,16 @@ impl Socket {
     /// Closes with a code and lets go without waiting for an answer. A connection that is dropped
     /// instead sends nothing, which keeps the session too.
     pub(crate) async fn close(mut self, code: u16) {
-        let frame = CloseFrame {
-            code: CloseCode::from(code),
-            reason: "".into(),
-        };
-        let close = self.stream.send(Message::Close(Some(frame)));
+        frames::push_close(&mut self.out, Some(code), mask());
         // A peer that does not read cannot be told; the session stays resumable either way.
-        drop(tokio::time::timeout(CLOSE_TIMEOUT, close).await);
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, self.write_out()).await);
     }
 }
+
+/// Any four bytes: they are to keep caches between us and the server from misreading frames.
+fn mask() -> [u8; 4] {
+    fastrand::u32(..).to_ne_bytes()
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use gateway_proxy_core::frame::{Frame, FrameError, Frames, control};
@@ -16,13 +18,32 @@ use tracing::{debug, error, info, warn};
 use super::{ShardParts, Shared, gap_reason};
 use crate::compression::{InflateError, Inflater, OutputBuffer};
 use crate::metrics::{EventSlot, Heartbeat, MalformedKind, ResumeOutcome};
-use crate::publisher::{Outbound, SessionTag};
+use crate::publisher::{Outbound, Publisher, SessionTag};
+use crate::rhythm;
 use crate::status::unix_ms;
+use crate::transport::{Received, Socket};
+
+/// Messages taken from a socket before other shards get their turn: enough that a flood is cheap,
+/// few enough that heartbeats of others are never late.
+const READ_BURST: usize = 64;
 
 thread_local! {
     /// Where messages are inflated: one for all shards of a thread, so that a shard that is silent
     /// holds no memory for it.
     static SCRATCH: RefCell<OutputBuffer> = const { RefCell::new(OutputBuffer::new()) };
+}
+
+fn is_earlier(deadline: Option<Instant>, than: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| than.is_none_or(|than| deadline < than))
+}
+
+/// Why reading paused.
+#[derive(Debug)]
+pub(super) enum Took {
+    /// There is something to decide, or others are to have their turn; the socket may hold more.
+    More,
+    /// The connection ended, with Discord's code and words if it sent some.
+    Closed { code: Option<u16>, reason: String },
 }
 
 /// A shard's side of the way in.
@@ -32,21 +53,101 @@ pub(super) struct Intake {
     // Guilds announced by READY or gone in an outage whose GUILD_CREATE is still to come; one for
     // another guild is a guild the bot joined. At most the shard's guilds.
     awaited: HashSet<GuildId>,
-    // When the last dispatch came, unix ms: where a gap begins.
-    last_event_ms: u64,
+    // When the last dispatch came: where a gap begins. Before the first one, when the session was last
+    // known to be followed, unix ms.
+    last_event: Option<Instant>,
+    followed_ms: u64,
     heard: Heard,
+    // Something else than dispatches of a session that is up: worth a look at the session.
+    eventful: bool,
 }
 
 impl Intake {
-    /// `last_event_ms`: when the shard's session was last known to be followed, unix ms.
-    pub(super) fn new(shared: Arc<Shared>, parts: ShardParts, last_event_ms: u64) -> Self {
+    /// `followed_ms`: when the shard's session was last known to be followed, unix ms.
+    pub(super) fn new(shared: Arc<Shared>, parts: ShardParts, followed_ms: u64) -> Self {
         Self {
             shared,
             parts,
             awaited: HashSet::new(),
-            last_event_ms,
+            last_event: None,
+            followed_ms,
             heard: Heard::default(),
+            eventful: false,
         }
+    }
+
+    /// Takes frames as they come, until something is to be decided or others are to have their turn.
+    /// Cancel-safe: what was read is taken.
+    pub(super) async fn take_frames(
+        &mut self,
+        up: &mut (Socket, Inflater),
+        session: &mut Session,
+    ) -> Took {
+        let took = poll_fn(|context| self.poll_frames(context, up, session, Publisher::is_open));
+        let took = took.await;
+        if matches!(took, Took::More) {
+            tokio::task::yield_now().await;
+        }
+        took
+    }
+
+    /// Takes what the socket holds already, while there is room. `None`: it holds nothing more.
+    pub(super) fn take_held(
+        &mut self,
+        up: &mut (Socket, Inflater),
+        session: &mut Session,
+    ) -> Option<Took> {
+        // Whoever waits for the socket polls it again.
+        let mut context = Context::from_waker(Waker::noop());
+        match self.poll_frames(&mut context, up, session, Publisher::has_room) {
+            Poll::Ready(took) => Some(took),
+            Poll::Pending => None,
+        }
+    }
+
+    fn poll_frames(
+        &mut self,
+        context: &mut Context<'_>,
+        up: &mut (Socket, Inflater),
+        session: &mut Session,
+        may_go_on: fn(&Publisher) -> bool,
+    ) -> Poll<Took> {
+        let (socket, inflater) = up;
+        let (deadline, skipped) = (session.poll_timeout(), session.skipped());
+        self.eventful = session.phase() != Phase::Ready;
+        let mut now = None;
+        for _ in 0..READ_BURST {
+            let received = ready!(socket.poll_receive(context));
+            let now = *now.get_or_insert_with(|| self.wakes(session));
+            match received {
+                Received::Text => self.take(socket.message(), None, session, now),
+                Received::Binary => self.take(socket.message(), Some(inflater), session, now),
+                Received::Closed { code, reason } => {
+                    return Poll::Ready(Took::Closed { code, reason });
+                }
+            }
+            // An earlier deadline would be missed; a later one only comes to nothing.
+            if self.eventful
+                || session.has_actions()
+                || is_earlier(session.poll_timeout(), deadline)
+                || session.skipped() != skipped
+                || !may_go_on(&self.parts.publisher)
+            {
+                break;
+            }
+        }
+        socket.settle();
+        Poll::Ready(Took::More)
+    }
+
+    /// What the session learns whenever the shard wakes up.
+    fn wakes(&self, session: &mut Session) -> Instant {
+        let (generation, acked) = self.parts.lane.checkpoint();
+        session.handle_acked(generation, acked);
+        if let Some(acked) = session.acked() {
+            self.parts.status.set_acked_seq(acked);
+        }
+        Instant::now()
     }
 
     /// What was delivered, without what a start brings.
@@ -62,6 +163,7 @@ impl Intake {
         session: &mut Session,
         now: Instant,
     ) {
+        rhythm::note_message();
         self.shared.metrics.received_bytes.add(bytes.len() as u64);
         let Some(inflater) = inflater else {
             match Frame::parse(bytes) {
@@ -124,6 +226,7 @@ impl Intake {
             self.take_dispatch(frame, payload, session, now);
             return;
         }
+        self.eventful = true;
         let incoming = match frame.op {
             1 => Incoming::HeartbeatRequest,
             7 => Incoming::Reconnect,
@@ -253,7 +356,7 @@ impl Intake {
         let Some(id) = session.id() else { return };
         let generation = session.generation();
         let status = &self.parts.status;
-        self.last_event_ms = unix_ms();
+        self.last_event = Some(now);
         status.count_event(payload.len());
         status.set_last_seq(seq);
         if !self.shared.filter.publishes(name) {
@@ -350,8 +453,12 @@ impl Intake {
         };
         let reason = gap_reason(ended.reason);
         let now_ms = unix_ms();
-        let since = now.saturating_duration_since(ended.at).as_millis();
-        let ended_ms = now_ms.saturating_sub(u64::try_from(since).unwrap_or(u64::MAX));
+        let unix_ms_of = |at: Instant| {
+            let since = now.saturating_duration_since(at).as_millis();
+            now_ms.saturating_sub(u64::try_from(since).unwrap_or(u64::MAX))
+        };
+        let ended_ms = unix_ms_of(ended.at);
+        let last_event_ms = self.last_event.map_or(self.followed_ms, unix_ms_of);
         warn!(
             shard = %session.shard(),
             old_session = ended.session_id,
@@ -366,7 +473,7 @@ impl Intake {
             new_session_id: new_session.to_owned(),
             lost: None,
             reason,
-            from: Timestamp::from_unix_ms(self.last_event_ms.min(ended_ms)),
+            from: Timestamp::from_unix_ms(last_event_ms.min(ended_ms)),
             to: Timestamp::from_unix_ms(now_ms),
         };
         let marker = Outbound::synthetic(
