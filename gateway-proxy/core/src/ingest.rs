@@ -55,6 +55,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Messages sent alone after trouble: 1, then doubled while trouble goes on, up to 2 to this power.
 const ALONE_DOUBLINGS_MAX: u32 = 6;
 
+/// Places for messages that an empty queue keeps; those of a backlog are given back.
+const QUEUE_KEEP: usize = 4096;
+
 /// What a queued message must tell.
 pub trait Size {
     /// Bytes it takes on the wire.
@@ -478,6 +481,9 @@ impl<M: Size> Ingest<M> {
             self.written = self.written.saturating_sub(1);
             self.outstanding_bytes = self.outstanding_bytes.saturating_sub(message.size());
             acked(message);
+        }
+        if self.queue.is_empty() && self.queue.capacity() > 2 * QUEUE_KEEP {
+            self.queue.shrink_to(QUEUE_KEEP);
         }
     }
 

@@ -1,9 +1,14 @@
-//! A message on its way to JetStream: subject, headers and payload in one allocation, kept as it is
-//! until acknowledged, so that publishing it again sends the same bytes.
+//! A message on its way to JetStream: subject, headers and payload in one place, kept as it is until
+//! acknowledged, so that publishing it again sends the same bytes.
+//!
+//! Messages are stored and let go of in the same order, so they are laid one after the other into
+//! chunks: an allocation for dozens of them, and nothing that fragments.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::{Bytes, BytesMut};
 use gateway_proxy_core::ingest::Size;
 use schemas::message::NATS_MSG_ID;
 use schemas::subject::{push_decimal, push_event_subject};
@@ -14,14 +19,46 @@ use crate::metrics::EventSlot;
 
 /// What a message costs beside its bytes: this struct, queue slots, allocator overhead.
 const OVERHEAD_BYTES: usize = 128;
-/// Room for subject and headers beside the event name, so that one allocation suffices.
-const HEAD_BYTES: usize = 160;
+/// Bytes of a chunk. Below what allocators hand to the operating system one by one.
+const CHUNK: usize = 64 * 1024;
+/// A message that takes a larger part of a chunk gets memory of its own, so that little of any chunk
+/// stays unused.
+const LARGE: usize = CHUNK / 8;
+
+thread_local! {
+    static MEMORY: RefCell<Memory> = RefCell::default();
+}
+
+/// Where the messages of a thread are laid.
+#[derive(Default)]
+struct Memory {
+    // The rest of the chunk that is being filled.
+    chunk: BytesMut,
+    // Subject and headers of the message that is being made.
+    head: Vec<u8>,
+}
+
+impl Memory {
+    fn lay(&mut self, payload: &[u8]) -> Bytes {
+        let len = self.head.len() + payload.len();
+        if len > LARGE {
+            return Bytes::from([&self.head, payload].concat());
+        }
+        if self.chunk.capacity() < len {
+            // What is left of the old one goes with the messages in it.
+            self.chunk = BytesMut::with_capacity(CHUNK);
+        }
+        self.chunk.extend_from_slice(&self.head);
+        self.chunk.extend_from_slice(payload);
+        self.chunk.split().freeze()
+    }
+}
 
 /// One message of one shard.
 #[derive(Debug)]
 pub(crate) struct Outbound {
     // subject, headers, payload
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     subject_len: u32,
     headers_len: u32,
     lane: Arc<Lane>,
@@ -56,30 +93,30 @@ impl Outbound {
         payload: &[u8],
         now: Instant,
     ) -> Self {
-        let name = event.as_str();
-        let mut bytes =
-            Vec::with_capacity(lane.root().len() + HEAD_BYTES + name.len() + payload.len());
-        push_event_subject(&mut bytes, lane.root(), guild, name);
-        let subject_len = bytes.len();
-        push_header_start(&mut bytes);
-        bytes.extend_from_slice(session.id.as_bytes());
-        bytes.push(b':');
-        push_decimal(&mut bytes, seq);
-        bytes.extend_from_slice(HEADERS_END);
-        let headers_len = bytes.len() - subject_len;
-        bytes.extend_from_slice(payload);
-        Self {
-            bytes: bytes.into_boxed_slice(),
-            subject_len: len_u32(subject_len),
-            headers_len: len_u32(headers_len),
-            lane: Arc::clone(lane),
-            generation: session.generation,
-            seq: Some(seq),
-            stand_in: false,
-            gap: false,
-            slot: EventSlot::of(event),
-            handed_over: now,
-        }
+        MEMORY.with_borrow_mut(|memory| {
+            let head = &mut memory.head;
+            head.clear();
+            push_event_subject(head, lane.root(), guild, event.as_str());
+            let subject_len = head.len();
+            push_header_start(head);
+            head.extend_from_slice(session.id.as_bytes());
+            head.push(b':');
+            push_decimal(head, seq);
+            head.extend_from_slice(HEADERS_END);
+            let headers_len = head.len() - subject_len;
+            Self {
+                bytes: memory.lay(payload),
+                subject_len: len_u32(subject_len),
+                headers_len: len_u32(headers_len),
+                lane: Arc::clone(lane),
+                generation: session.generation,
+                seq: Some(seq),
+                stand_in: false,
+                gap: false,
+                slot: EventSlot::of(event),
+                handed_over: now,
+            }
+        })
     }
 
     /// An event the proxy adds. `checkpoint` is session and sequence at this moment, `unique` tells
@@ -107,7 +144,7 @@ impl Outbound {
         let headers_len = bytes.len() - subject_len;
         bytes.extend_from_slice(&event.frame());
         Self {
-            bytes: bytes.into_boxed_slice(),
+            bytes: Bytes::from(bytes),
             subject_len: len_u32(subject_len),
             headers_len: len_u32(headers_len),
             lane: Arc::clone(lane),
@@ -318,5 +355,35 @@ mod tests {
                 .oversized_marker(Timestamp::from_unix_ms(0))
                 .is_none()
         );
+    }
+
+    #[test]
+    fn messages_share_chunks_and_keep_their_bytes() {
+        let session = SessionTag {
+            id: "abc",
+            generation: 1,
+        };
+        let lane = lane();
+        let payload = |seq: u64| vec![seq as u8; (seq as usize * 37) % (2 * LARGE)];
+        let make = |seq| {
+            let name = EventName::parse("MESSAGE_CREATE");
+            let guild = GuildId::new(seq);
+            Outbound::dispatch(
+                &lane,
+                session,
+                seq,
+                guild,
+                &name,
+                &payload(seq),
+                Instant::now(),
+            )
+        };
+        let messages: Vec<_> = (1..2_000).map(make).collect();
+        for (message, seq) in messages.iter().zip(1..) {
+            let subject = format!("discord.shard.7.events.{seq}.MESSAGE_CREATE");
+            assert_eq!(message.subject(), subject.as_bytes());
+            assert_eq!(message.message_id(), format!("abc:{seq}"));
+            assert_eq!(message.payload(), payload(seq));
+        }
     }
 }

@@ -30,6 +30,8 @@ const WRITE_BURST: usize = 256 * 1024;
 const WRITE_KEEP: usize = 2 * WRITE_BURST;
 /// Bytes of answers read at once.
 const READ_CHUNK: usize = 16 * 1024;
+/// Places of the inbox that are kept; those of a backlog are given back.
+const INBOX_KEEP: usize = 1024;
 /// The publisher wakes up at least this often.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the same trouble is logged while NATS is away.
@@ -288,6 +290,11 @@ impl Task {
         if !fence.holds() {
             return Err(End::Fenced);
         }
+        if std::mem::take(&mut link.answered) {
+            // Shards that woke up with the answer go first: what they hand over leaves with the next
+            // write, and need not wait for the answer to it.
+            to_the_back().await;
+        }
         // Before waiting, so that a wake-up between the two is not needed.
         self.publisher.take_inbox(&mut self.taken);
         let mut dropped = false;
@@ -298,6 +305,9 @@ impl Task {
             } else {
                 self.ingest.push(message);
             }
+        }
+        if self.taken.capacity() > 4 * INBOX_KEEP {
+            self.taken.shrink_to(INBOX_KEEP);
         }
         if dropped {
             self.publisher.after_acknowledgements();
@@ -315,7 +325,10 @@ impl Task {
             biased;
             read = link.connection.reader.read_buf(&mut link.input) => match read {
                 Ok(0) => return Err(End::Closed),
-                Ok(_) => self.handle_input(link)?,
+                Ok(_) => {
+                    link.answered = true;
+                    self.handle_input(link)?;
+                }
                 Err(error) => return Err(End::Io(error)),
             },
             // 2: what is prepared goes out.
@@ -522,6 +535,19 @@ impl Task {
     }
 }
 
+/// Lets every task that is ready by now go first.
+async fn to_the_back() {
+    let mut waited = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// What [`push`] did.
 enum Pushed {
     Wrote(usize),
@@ -573,6 +599,8 @@ struct Link {
     // The first `written` bytes of `output` are on their way.
     written: usize,
     unflushed: bool,
+    // Answers were read since the last write was prepared.
+    answered: bool,
 }
 
 impl Link {
@@ -585,6 +613,7 @@ impl Link {
             output: Vec::new(),
             written: 0,
             unflushed: false,
+            answered: false,
         }
     }
 

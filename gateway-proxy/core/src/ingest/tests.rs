@@ -602,3 +602,26 @@ fn no_event_waits_for_the_next_one_to_be_acknowledged() {
         }
     }
 }
+
+#[test]
+fn the_places_of_a_backlog_are_given_back() {
+    let mut publisher = Publisher::connected();
+    publisher.push(100_000);
+    publisher.write();
+    publisher.flow(10, 500);
+    let mut stored = 10;
+    while publisher.ingest.len() > 0 {
+        let written = publisher.write();
+        let Some((last, operation)) = written.last() else {
+            panic!("{stored} stored, nothing to write");
+        };
+        stored = *last;
+        if *operation == Commit {
+            publisher.done(stored);
+        } else {
+            publisher.flow(stored, 500);
+        }
+    }
+    assert_eq!(stored, 100_000);
+    assert!(publisher.ingest.queue.capacity() <= 2 * QUEUE_KEEP);
+}
