@@ -10,10 +10,13 @@ mod child;
 mod contender;
 mod corpus;
 mod events;
+mod goals;
 mod http;
 mod kernel;
 mod latency;
 mod measure;
+mod peers;
+mod plot;
 mod report;
 mod simulator;
 mod twilight;
@@ -54,6 +57,15 @@ impl Part {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    start(None)
+}
+
+/// The same with a proxy that says at its end how often it allocated.
+pub fn main_counting(allocations: fn() -> u64) -> ExitCode {
+    start(Some(allocations))
+}
+
+fn start(allocations: Option<fn() -> u64>) -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     let mut args = args.peekable();
@@ -63,7 +75,7 @@ pub fn main() -> ExitCode {
     let outcome = match part {
         Some(part) => {
             args.next();
-            run_part(part, args.collect())
+            run_part(part, args.collect(), allocations)
         }
         None => run(Args::parse_from(std::iter::once(program).chain(args))),
     };
@@ -78,12 +90,17 @@ pub fn main() -> ExitCode {
 }
 
 /// Only the kernel can be relied on to end this process when its parent is killed.
-fn run_part(part: Part, args: Vec<OsString>) -> Result<ExitCode> {
+fn run_part(part: Part, args: Vec<OsString>, allocations: Option<fn() -> u64>) -> Result<ExitCode> {
     set_pdeathsig(Signal::SIGKILL).context("ask to be ended with the parent")?;
     match part {
         Part::Proxy => {
             let name = OsString::from("gateway-proxy");
-            return Ok(gateway_proxy::main_with(std::iter::once(name).chain(args)));
+            let code = gateway_proxy::main_with(std::iter::once(name).chain(args));
+            if let Some(allocations) = allocations {
+                let line = child::allocations_line(allocations());
+                writeln!(io::stderr(), "{line}").context("say how often it allocated")?;
+            }
+            return Ok(code);
         }
         Part::Simulator => simulator::part(&child::setup(&args)?)?,
         Part::Twilight => twilight::part(&child::setup(&args)?)?,
@@ -98,9 +115,9 @@ fn run(args: Args) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("make a runtime")?;
-    let report = runtime.block_on(async {
+    let table = runtime.block_on(async {
         tokio::select! {
-            report = measure::all(&args) => report,
+            table = measured(&args) => table,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted.context("listen for Ctrl-C")?;
                 anyhow::bail!("interrupted")
@@ -108,12 +125,20 @@ fn run(args: Args) -> Result<ExitCode> {
         }
     })?;
     io::stdout()
-        .write_all(report.table().as_bytes())
+        .write_all(table.as_bytes())
         .context("print the table")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measured(args: &Args) -> Result<String> {
+    if args.goals {
+        return goals::all(args).await;
+    }
+    let report = measure::all(args).await?;
     if let Some(path) = &args.json {
         std::fs::write(path, report.json()).with_context(|| format!("write {}", path.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(report.table())
 }
 
 /// A thousand shards are a thousand sockets, in the simulator and in the contender, which inherit

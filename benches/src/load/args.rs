@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// Idle: no events and no guilds, only memory.
     #[arg(long)]
     pub(crate) idle: bool,
+    /// Cold start: the guilds of every shard come at once, some of them megabytes large.
+    #[arg(long, conflicts_with_all = ["rate", "idle", "events_per_shard"])]
+    pub(crate) storm: bool,
     /// How long a paced load is measured, in seconds.
     #[arg(long = "for", default_value = "20", value_parser = seconds)]
     pub(crate) duration: Duration,
@@ -50,6 +53,18 @@ pub(crate) struct Args {
     /// Record a profile of each contender while it is measured: `DIR/<contender>-<n>.perf`.
     #[arg(long, value_name = "DIR")]
     pub(crate) perf: Option<PathBuf>,
+    /// Measure everything that is promised, and print one table.
+    #[arg(long)]
+    pub(crate) goals: bool,
+    /// With `--goals`: only loads whose name contains this.
+    #[arg(long, requires = "goals")]
+    pub(crate) goal: Option<String>,
+    /// With `--goals`: once and briefly, to see that it works.
+    #[arg(long, requires = "goals")]
+    pub(crate) quick: bool,
+    /// With `--goals`: where every figure (JSON) and a plot per goal (SVG) are written.
+    #[arg(long, default_value = "target/goals", value_name = "DIR")]
+    pub(crate) out: PathBuf,
     /// Further flags for `gateway-proxy run`, such as `--proxy-flag=--live-feed=off`.
     #[arg(long = "proxy-flag", allow_hyphen_values = true)]
     pub(crate) proxy_flags: Vec<String>,
@@ -122,21 +137,42 @@ pub(crate) enum Contender {
     Path,
     /// Fast ingest of the same messages, prepared beforehand.
     Publish,
+    /// The same messages at the asked rate, one write and one acknowledgement each.
+    Single,
+    /// @discordjs/ws and nats.js.
+    DiscordJs,
+    /// discord.py and nats-py.
+    DiscordPy,
 }
 
 impl Contender {
+    /// Those that need nothing beside this program.
+    const USUAL: [Self; 5] = [
+        Self::Proxy,
+        Self::Twilight,
+        Self::Path,
+        Self::Publish,
+        Self::Single,
+    ];
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Proxy => "proxy",
             Self::Twilight => "twilight",
             Self::Path => "path",
             Self::Publish => "publish",
+            Self::Single => "single",
+            Self::DiscordJs => "discord-js",
+            Self::DiscordPy => "discord-py",
         }
     }
 
     /// Whether it is a gateway client, and not only a publisher of prepared messages.
     pub(crate) const fn has_shards(self) -> bool {
-        matches!(self, Self::Proxy | Self::Twilight)
+        matches!(
+            self,
+            Self::Proxy | Self::Twilight | Self::DiscordJs | Self::DiscordPy
+        )
     }
 }
 
@@ -144,7 +180,7 @@ impl Args {
     /// What is measured, and for each that is not why.
     pub(crate) fn contenders(&self) -> (Vec<Contender>, Vec<String>) {
         let asked = if self.only.is_empty() {
-            Contender::value_variants()
+            &Contender::USUAL[..]
         } else {
             &self.only
         };
@@ -162,7 +198,7 @@ impl Args {
     }
 
     const fn is_paced_or_idle(&self) -> bool {
-        self.idle || self.rate.is_some()
+        self.idle || self.storm || self.rate.is_some()
     }
 
     fn unfit(&self, contender: Contender) -> Option<&'static str> {
@@ -175,6 +211,12 @@ impl Args {
             }
             Contender::Path | Contender::Publish if self.is_paced_or_idle() => {
                 Some("it only floods")
+            }
+            Contender::Single if self.rate.is_none() => Some("it only keeps a rate"),
+            Contender::DiscordJs | Contender::DiscordPy
+                if self.compression == Compression::None =>
+            {
+                Some("it always compresses")
             }
             _ => None,
         }
@@ -202,7 +244,10 @@ mod tests {
     #[test]
     fn each_load_has_the_contenders_that_fit_it() {
         assert_eq!(contenders(&[]), ["proxy", "twilight", "path", "publish"]);
-        assert_eq!(contenders(&["--rate", "5000"]), ["proxy", "twilight"]);
+        assert_eq!(
+            contenders(&["--rate", "5000"]),
+            ["proxy", "twilight", "single"]
+        );
         assert_eq!(contenders(&["--compression", "zlib"]), ["proxy", "publish"]);
         assert_eq!(contenders(&["--only", "path,proxy"]), ["path", "proxy"]);
         assert!(contenders(&["--idle", "--only", "path"]).is_empty());

@@ -6,6 +6,9 @@ mod ingest;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, Write as _};
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use gateway_proxy::compression::{Inflater, OutputBuffer};
@@ -23,10 +26,14 @@ const WINDOW_LOG: u32 = 18;
 /// The simulator's effort.
 const LEVEL: i32 = 1;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Mode {
     Path,
     Publish,
+    /// One write per message, so many per second.
+    Single {
+        rate: f64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,6 +56,7 @@ impl Setup {
 pub(crate) fn part(setup: &Setup) -> Result<()> {
     let messages = corpus::read(&setup.corpus)?;
     let work = match setup.mode {
+        Mode::Single { .. } => Work::Single(messages),
         Mode::Publish => Work::Publish(messages),
         Mode::Path => Work::Path(Wire::prepare(&messages, setup.zstd)?),
     };
@@ -59,6 +67,11 @@ pub(crate) fn part(setup: &Setup) -> Result<()> {
     if stdin.read_line(&mut line).context("wait for the word")? == 0 {
         return Ok(());
     }
+    drop(stdin);
+    if let (Mode::Single { rate }, Work::Single(messages)) = (setup.mode, &work) {
+        return single(messages, rate, &mut ingest);
+    }
+    let mut stdin = io::stdin().lock();
     work.run(&mut ingest, setup.events)?;
     ingest.finish()?;
     writeln!(io::stdout(), "done").context("say done")?;
@@ -68,6 +81,7 @@ pub(crate) fn part(setup: &Setup) -> Result<()> {
 }
 
 enum Work {
+    Single(Vec<Message>),
     Publish(Vec<Message>),
     Path(Wire),
 }
@@ -82,12 +96,38 @@ impl Work {
             }
             let session = format!("{round:032x}");
             left -= match self {
-                Self::Publish(messages) => publish(messages, &session, left, ingest)?,
+                Self::Single(messages) | Self::Publish(messages) => {
+                    publish(messages, &session, left, ingest)?
+                }
                 Self::Path(wire) => wire.publish(&session, left, ingest)?,
             };
         }
         Ok(())
     }
+}
+
+/// Publishes each message by itself when its time has come, until standard input ends.
+fn single(messages: &[Message], rate: f64, ingest: &mut FastIngest) -> Result<()> {
+    let (told, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        // The end, or an error, which ends it too.
+        while io::stdin().read_line(&mut line).is_ok_and(|read| read > 0) {}
+        // Nobody waits any more: the part is ending by itself.
+        told.send(()).ok();
+    });
+    ingest.ignore_answers()?;
+    let begun = Instant::now();
+    for (number, message) in (0_u64..).zip(messages.iter().cycle()) {
+        let due = begun + Duration::from_secs_f64(number as f64 / rate.max(1.0));
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        if ended.try_recv() != Err(mpsc::TryRecvError::Empty) {
+            break;
+        }
+        let session = format!("{:032x}", number >> 32);
+        ingest.publish_alone(&message.subject, (&session, number + 1), &message.payload)?;
+    }
+    Ok(())
 }
 
 fn publish(messages: &[Message], session: &str, most: u64, ingest: &mut FastIngest) -> Result<u64> {

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::Part;
+use super::peers::Program;
 
 /// How long a part may take to say something, and to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,9 +43,9 @@ pub(crate) enum Voice {
     Stderr,
 }
 
-/// A running part. Killed when dropped.
+/// A running part, or a program of others. Killed when dropped.
 pub(crate) struct Child {
-    part: Part,
+    name: &'static str,
     process: Process,
     pid: u32,
     stdin: Option<ChildStdin>,
@@ -68,7 +69,29 @@ impl Child {
     ) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
-        command.arg(part.name()).args(args).env_clear();
+        command.arg(part.name()).args(args);
+        Self::start(part.name(), command, env, voice)
+    }
+
+    /// Starts a program of others that takes its setup as JSON.
+    pub(crate) fn foreign(
+        name: &'static str,
+        program: &Program,
+        setup: &impl Serialize,
+    ) -> Result<Self> {
+        let setup = serde_json::to_string(setup).context("write a peer's setup")?;
+        let mut command = Command::new(&program.path);
+        command.arg(&program.script).arg(setup);
+        Self::start(name, command, &[], Voice::Stdout)
+    }
+
+    fn start(
+        name: &'static str,
+        mut command: Command,
+        env: &[(&str, String)],
+        voice: Voice,
+    ) -> Result<Self> {
+        command.env_clear();
         for name in KEPT_ENV {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
@@ -80,9 +103,7 @@ impl Child {
             Voice::Stdout => command.stdout(Stdio::piped()),
             Voice::Stderr => command.stdout(Stdio::null()).stderr(Stdio::piped()),
         };
-        let mut process = command
-            .spawn()
-            .with_context(|| format!("start {}", part.name()))?;
+        let mut process = command.spawn().with_context(|| format!("start {name}"))?;
         let pid = process.id().context("a child that has ended already")?;
         let stdin = process.stdin.take();
         let last = Arc::default();
@@ -93,7 +114,7 @@ impl Child {
             tokio::spawn(listen(stderr, sender, Arc::clone(&last)));
         }
         Ok(Self {
-            part,
+            name,
             process,
             pid,
             stdin,
@@ -144,11 +165,14 @@ impl Child {
         self.ended().await
     }
 
-    /// Ends the part as an operator would.
-    pub(crate) async fn terminate(mut self) -> Result<()> {
+    /// Ends the part as an operator would. Returns how often it allocated, if it counts that.
+    pub(crate) async fn terminate(mut self) -> Result<Option<u64>> {
         let pid = Pid::from_raw(i32::try_from(self.pid).context("a process id")?);
         kill(pid, Signal::SIGTERM).context("send SIGTERM")?;
-        self.ended().await
+        self.ended().await?;
+        // Its last words are read until it closes its end.
+        while self.lines.recv().await.is_some() {}
+        Ok(self.said_last(allocations))
     }
 
     async fn ended(&mut self) -> Result<()> {
@@ -173,8 +197,23 @@ impl Child {
         let lines = last
             .iter()
             .fold(String::new(), |all, line| all + "\n  " + line);
-        format!("{}{lines}\n", self.part.name())
+        format!("{}{lines}\n", self.name)
     }
+
+    /// The last thing the part said that `pick` takes; for when it has ended.
+    fn said_last<T>(&self, pick: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().rev().find_map(|line| pick(line))
+    }
+}
+
+/// What a part that counts allocations says at its end.
+pub(crate) fn allocations_line(count: u64) -> String {
+    format!("allocations {count}")
+}
+
+fn allocations(line: &str) -> Option<u64> {
+    line.strip_prefix("allocations ")?.parse().ok()
 }
 
 /// Hands lines over and never lets the child wait for a reader.

@@ -13,6 +13,7 @@ use super::args::{Args, Contender};
 use super::bare::{self, Mode};
 use super::child::{Child, Voice};
 use super::http::Endpoint;
+use super::peers;
 use super::simulator::Announcement;
 use super::twilight;
 
@@ -81,10 +82,28 @@ impl Running {
         })
     }
 
+    /// Starts a peer in another language.
+    pub(crate) async fn foreign(
+        args: &Args,
+        contender: Contender,
+        nats: &str,
+        discord: &Announcement,
+    ) -> Result<Self> {
+        let program = peers::program(contender).await?;
+        let setup = peers::Setup::new(args, discord, nats);
+        let mut child = Child::foreign(contender.name(), &program, &setup)?;
+        child.says(|line| (line == "ready").then_some(())).await?;
+        Ok(Self {
+            contender,
+            child,
+            http: None,
+        })
+    }
+
     /// Starts a publisher without a gateway; it waits for [`Running::go`].
     pub(crate) async fn bare(
         args: &Args,
-        mode: Mode,
+        contender: Contender,
         port: u16,
         corpus: &Path,
         events: u64,
@@ -93,15 +112,17 @@ impl Running {
             port,
             corpus: corpus.to_owned(),
             events,
-            mode,
+            mode: match contender {
+                Contender::Path => Mode::Path,
+                Contender::Single => Mode::Single {
+                    rate: args.rate.unwrap_or_default(),
+                },
+                _ => Mode::Publish,
+            },
             zstd: bare::Setup::compressed(args.compression),
         };
         let mut child = Child::with_setup(Part::Bare, &setup)?;
         child.says(|line| (line == "ready").then_some(())).await?;
-        let contender = match mode {
-            Mode::Path => Contender::Path,
-            Mode::Publish => Contender::Publish,
-        };
         Ok(Self {
             contender,
             child,
@@ -157,11 +178,12 @@ impl Running {
             .map(Some)
     }
 
-    pub(crate) async fn stop(self) -> Result<()> {
-        match self.contender {
-            Contender::Proxy => self.child.terminate().await,
-            Contender::Twilight | Contender::Path | Contender::Publish => self.child.close().await,
+    /// Ends it. Returns how often it allocated, if it counts that.
+    pub(crate) async fn stop(self) -> Result<Option<u64>> {
+        if self.contender == Contender::Proxy {
+            return self.child.terminate().await;
         }
+        self.child.close().await.map(|()| None)
     }
 }
 

@@ -74,6 +74,17 @@ impl Usage {
         })
     }
 
+    /// Before a process that was started then did anything.
+    pub(crate) const fn none(at: Instant) -> Self {
+        Self {
+            at,
+            threads: BTreeMap::new(),
+            user_ticks: 0,
+            system_ticks: 0,
+            sleeps: 0,
+        }
+    }
+
     fn sum(&self, part: impl Fn((u64, u64)) -> u64) -> u64 {
         self.threads.values().map(|thread| part(*thread)).sum()
     }

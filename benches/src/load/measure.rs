@@ -14,12 +14,12 @@ use tokio::process::{Child as Process, Command};
 use tokio::time::{Instant, sleep};
 
 use super::args::{Args, Contender};
-use super::bare::Mode;
 use super::contender::{Acks, Running};
 use super::corpus::{self, Corpus};
 use super::events::Events;
 use super::kernel::{Memory, Spent, Usage};
 use super::latency::{Latency, Listener};
+use super::peers;
 use super::report::{Cost, Report, Run};
 use super::say;
 use super::simulator::{Simulator, unix_us};
@@ -40,8 +40,17 @@ const PERF_HZ: &str = "499";
 
 /// Measures everything that was asked for, turn about, so that a noisy minute hits all alike.
 pub(crate) async fn all(args: &Args) -> Result<Report> {
-    let (contenders, left_out) = args.contenders();
+    let (mut contenders, left_out) = args.contenders();
     left_out.iter().for_each(|why| say(why));
+    let foreign = [Contender::DiscordJs, Contender::DiscordPy];
+    for peer in foreign {
+        if contenders.contains(&peer)
+            && let Err(error) = peers::program(peer).await
+        {
+            say(&format!("{} is left out: {error:#}", peer.name()));
+            contenders.retain(|contender| *contender != peer);
+        }
+    }
     if contenders.is_empty() {
         bail!("nothing to measure");
     }
@@ -57,9 +66,16 @@ pub(crate) async fn all(args: &Args) -> Result<Report> {
     let mut report = Report::new(args);
     for round in 1..=args.repeat {
         for contender in &contenders {
-            say(&format!("{} {round}/{}", contender.name(), args.repeat));
-            let run = one(args, *contender, round, corpus.as_ref()).await;
-            report.add(run.with_context(|| format!("{} {round}", contender.name()))?);
+            let name = contender.name();
+            say(&format!("{name} {round}/{}", args.repeat));
+            match one(args, *contender, round, corpus.as_ref()).await {
+                Ok(run) => report.add(run),
+                // Others' trouble is not ours: the rest is measured.
+                Err(error) if foreign.contains(contender) => {
+                    say(&format!("{name} {round} came to nothing: {error:#}"));
+                }
+                Err(error) => return Err(error.context(format!("{name} {round}"))),
+            }
         }
     }
     Ok(report)
@@ -71,6 +87,8 @@ struct Rig {
     events: Events,
     simulator: Option<Simulator>,
     running: Running,
+    // When the contender was started.
+    started: std::time::Instant,
 }
 
 /// The account of each process at one moment.
@@ -119,7 +137,7 @@ async fn one(
     if contender.has_shards() {
         run.rss_per_shard_kib = Some(run.memory.rss_kib as f64 / f64::from(args.shards));
     }
-    rig.stop().await?;
+    (run.trouble, run.allocations) = rig.stop().await?;
     Ok(run)
 }
 
@@ -142,20 +160,20 @@ impl Rig {
             let stream = corpus.context("no stream to copy")?.stream.clone();
             Events::create(&url, stream).await?;
         }
+        let started = std::time::Instant::now();
         let running = match (contender, &simulator) {
             (Contender::Proxy, Some(discord)) => Running::proxy(args, &url, discord.said()).await,
             (Contender::Twilight, Some(discord)) => {
                 Running::twilight(args, &url, discord.said()).await
             }
-            (Contender::Path | Contender::Publish, _) => {
-                let mode = match contender {
-                    Contender::Path => Mode::Path,
-                    _ => Mode::Publish,
-                };
-                let path = &corpus.context("no messages to publish")?.path;
-                Running::bare(args, mode, nats.port(), path, args.events()).await
+            (Contender::DiscordJs | Contender::DiscordPy, Some(discord)) => {
+                Running::foreign(args, contender, &url, discord.said()).await
             }
-            (Contender::Proxy | Contender::Twilight, None) => bail!("no simulator"),
+            (Contender::Path | Contender::Publish | Contender::Single, _) => {
+                let path = &corpus.context("no messages to publish")?.path;
+                Running::bare(args, contender, nats.port(), path, args.events()).await
+            }
+            (_, None) => bail!("no simulator"),
         };
         let mut running = running.context("start it")?;
         running.ready().await?;
@@ -165,6 +183,7 @@ impl Rig {
             events,
             simulator,
             running,
+            started,
         })
     }
 
@@ -229,6 +248,8 @@ impl Rig {
     async fn load(&mut self, args: &Args) -> Result<Run> {
         if args.idle {
             self.idle().await
+        } else if args.storm {
+            self.storm().await
         } else if let Some(rate) = args.rate {
             self.paced(args, rate).await
         } else {
@@ -239,6 +260,23 @@ impl Rig {
     async fn idle(&self) -> Result<Run> {
         sleep(REST).await;
         Ok(Run::default())
+    }
+
+    /// What everything until now has cost: the start is the load.
+    async fn storm(&self) -> Result<Run> {
+        let client = Usage::of(self.running.pid())?.since(&Usage::none(self.started));
+        let stats = self.simulator()?.stats().await?;
+        let events = stats.events_queued as f64;
+        let cost = Cost::new(client, events);
+        Ok(Run {
+            events,
+            seconds: client.seconds,
+            events_per_second: events / client.seconds,
+            bytes_per_event: stats.json_bytes as f64 / events.max(1.0),
+            json_mb_per_cpu_second: Some(stats.json_bytes as f64 / client.cpu_us.max(1.0)),
+            client: Some(cost),
+            ..Run::default()
+        })
     }
 
     async fn flood(&mut self, args: &Args) -> Result<Run> {
@@ -273,7 +311,25 @@ impl Rig {
         Ok(run)
     }
 
+    /// A rate that the contender keeps by itself.
+    async fn kept(&mut self, args: &Args) -> Result<Run> {
+        self.running.go().await?;
+        sleep(WARM_UP).await;
+        let first = self.events.stored().await?;
+        let before = self.usages()?;
+        sleep(args.duration).await;
+        let after = self.usages()?;
+        let last = self.events.stored().await?;
+        let events = last.messages.saturating_sub(first.messages) as f64;
+        let mut run = before.until(&after, events);
+        run.events_per_second = events / run.seconds;
+        Ok(run)
+    }
+
     async fn paced(&mut self, args: &Args, rate: f64) -> Result<Run> {
+        if self.simulator.is_none() {
+            return self.kept(args).await;
+        }
         self.set_load(args, Load::rate(rate)).await?;
         sleep(WARM_UP).await;
         let acks = self.running.acks().await?;
@@ -328,10 +384,13 @@ impl Rig {
     }
 
     /// Everything ends in order; what was dropped on the way here is killed.
-    async fn stop(mut self) -> Result<()> {
-        self.running.stop().await.context("stop it")?;
+    /// Returns what the simulated Discord had to complain about, and how often the contender allocated.
+    async fn stop(mut self) -> Result<(Option<u64>, Option<u64>)> {
+        let allocations = self.running.stop().await.context("stop it")?;
+        let mut trouble = None;
         if let Some(simulator) = self.simulator.take() {
             let stats = simulator.stats().await?;
+            trouble = Some(stats.resumes + stats.violations);
             if stats.resumes > 0 || stats.violations > 0 {
                 say(&format!(
                     "note: {} resumes, {} rules broken",
@@ -341,7 +400,8 @@ impl Rig {
             simulator.stop().await.context("stop the simulator")?;
         }
         drop(self.events);
-        self.nats.stop().context("stop NATS")
+        self.nats.stop().context("stop NATS")?;
+        Ok((trouble, allocations))
     }
 }
 

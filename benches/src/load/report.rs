@@ -55,6 +55,12 @@ pub(crate) struct Run {
     pub(crate) rss_per_shard_kib: Option<f64>,
     pub(crate) latency: Option<Latency>,
     pub(crate) ack: Option<AckLatency>,
+    /// RESUMEs and rules broken, as the simulated Discord counted them.
+    pub(crate) trouble: Option<u64>,
+    /// MB of JSON that came in per second of CPU, from the start of the process.
+    pub(crate) json_mb_per_cpu_second: Option<f64>,
+    /// Allocations since the start of the process, if it counts them.
+    pub(crate) allocations: Option<u64>,
 }
 
 /// Everything, to be printed.
@@ -68,6 +74,7 @@ impl Report {
     pub(crate) fn new(args: &Args) -> Self {
         let load = match (args.idle, args.rate) {
             (true, _) => "idle, no guilds".to_owned(),
+            _ if args.storm => format!("cold start of {} guilds per shard", args.guilds_per_shard),
             (_, Some(rate)) => {
                 let seconds = args.duration.as_secs_f64();
                 format!("{rate} events/s for {seconds} s, {}", args.mix.name())
@@ -120,6 +127,19 @@ impl Report {
             median(&runs.collect::<Vec<_>>())
         };
         names.into_iter().map(|name| (name, of(name))).collect()
+    }
+
+    /// Who was measured.
+    pub(crate) fn contenders(&self) -> Vec<String> {
+        let medians = self.medians().into_iter();
+        medians.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// One median of one contender.
+    pub(crate) fn median(&self, contender: &str, pointer: &str) -> Option<f64> {
+        let medians = self.medians();
+        let (_, run) = medians.iter().find(|(name, _)| *name == contender)?;
+        run.pointer(pointer)?.as_f64()
     }
 
     pub(crate) fn json(&self) -> String {
@@ -211,6 +231,9 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("socket → consumer p99.9 µs", "/latency/consumer/p999_us", 0),
     ("socket → stored p50 µs", "/latency/stored/p50_us", 0),
     ("socket → stored p99 µs", "/latency/stored/p99_us", 0),
+    ("JSON MB per second of CPU", "/json_mb_per_cpu_second", 0),
+    ("resumes, rules broken", "/trouble", 0),
+    ("allocations", "/allocations", 0),
     ("ack mean µs", "/ack/mean_us", 0),
     ("ack p50 µs ≤", "/ack/p50_at_most_us", 0),
     ("ack p99 µs ≤", "/ack/p99_at_most_us", 0),
@@ -268,7 +291,7 @@ fn median(values: &[&Value]) -> Value {
 }
 
 /// The commit this is built from, as far as git knows.
-fn commit() -> String {
+pub(crate) fn commit() -> String {
     let directory = env!("CARGO_MANIFEST_DIR");
     let output = Command::new("git")
         .args([

@@ -25,6 +25,13 @@ const GUILD_BYTES: GuildBytes = GuildBytes {
     sigma: 0.5,
     forced_max: 0,
 };
+/// GUILD_CREATEs of a cold start: about 12 kB on average, the first ones megabytes large.
+const STORM_BYTES: GuildBytes = GuildBytes {
+    median: 6_000,
+    max: 4_000_000,
+    sigma: 1.2,
+    forced_max: 64,
+};
 /// Readings of both clocks, of which the quickest counts.
 const CLOCK_READINGS: usize = 32;
 
@@ -32,6 +39,7 @@ const CLOCK_READINGS: usize = 32;
 pub(crate) struct Setup {
     shards: u32,
     guilds: u32,
+    storm: bool,
 }
 
 /// What the process says once it listens.
@@ -72,7 +80,11 @@ pub(crate) fn part(setup: &Setup) -> Result<()> {
 fn config(setup: &Setup) -> Config {
     Config {
         guilds: setup.guilds as usize,
-        guild_bytes: GUILD_BYTES,
+        guild_bytes: if setup.storm {
+            STORM_BYTES
+        } else {
+            GUILD_BYTES
+        },
         shards: setup.shards,
         max_concurrency: setup.shards,
         session_starts: SessionStarts {
@@ -161,6 +173,7 @@ impl Simulator {
         let setup = Setup {
             shards: args.shards,
             guilds,
+            storm: args.storm,
         };
         let mut child = Child::with_setup(Part::Simulator, &setup)?;
         let said: Announcement = child.says(|line| serde_json::from_str(line).ok()).await?;
@@ -231,6 +244,7 @@ mod tests {
         let simulator = testkit::simulator::Simulator::start(config(&Setup {
             shards: 1,
             guilds: 1,
+            storm: false,
         }))
         .await
         .unwrap();

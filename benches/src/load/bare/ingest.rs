@@ -21,7 +21,8 @@ pub(super) struct FastIngest {
     socket: TcpStream,
     out: Vec<u8>,
     input: Vec<u8>,
-    // `_INBOX.<connection>.<batch>.<flow>.fail.`
+    // `_INBOX.<connection>`, and the same with `.<batch>.<flow>.fail.`
+    inbox: String,
     reply: String,
     sent: u64,
     acked: u64,
@@ -41,6 +42,7 @@ impl FastIngest {
             socket,
             out: Vec::with_capacity(2 * WRITE_BYTES),
             input: Vec::new(),
+            inbox: format!("_INBOX.bare{id}"),
             reply: format!("_INBOX.bare{id}.bare{id}-1.{FLOW}.fail."),
             sent: 0,
             acked: 0,
@@ -107,6 +109,41 @@ impl FastIngest {
             self.read()?;
             self.take_replies()?;
         }
+        Ok(())
+    }
+
+    /// One message, published like any other and written at once. Its answer is for
+    /// [`FastIngest::ignore_answers`].
+    pub(super) fn publish_alone(
+        &mut self,
+        subject: &[u8],
+        id: (&str, u64),
+        payload: &[u8],
+    ) -> Result<()> {
+        self.sent += 1;
+        let headers = format!("NATS/1.0\r\nNats-Msg-Id: {}:{}\r\n\r\n", id.0, id.1);
+        let out = &mut self.out;
+        out.extend_from_slice(b"HPUB ");
+        out.extend_from_slice(subject);
+        let (inbox, total) = (&self.inbox, headers.len() + payload.len());
+        let rest = format!(" {inbox}.{} {} {total}\r\n", self.sent, headers.len());
+        out.extend_from_slice(rest.as_bytes());
+        out.extend_from_slice(headers.as_bytes());
+        out.extend_from_slice(payload);
+        out.extend_from_slice(b"\r\n");
+        self.flush()
+    }
+
+    /// Reads the answers in a thread of its own; what is stored is counted in the stream.
+    pub(super) fn ignore_answers(&self) -> Result<()> {
+        let mut socket = self.socket.try_clone().context("share the socket")?;
+        socket
+            .set_read_timeout(None)
+            .context("take the timeout back")?;
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while socket.read(&mut chunk).is_ok_and(|read| read > 0) {}
+        });
         Ok(())
     }
 
