@@ -1,3 +1,4 @@
-//! End-to-end benches: the program `load`. The criterion benches stand in `benches/`.
+//! End-to-end benches: the programs `load` and `consume`. The criterion benches stand in `benches/`.
 
+pub mod consume;
 pub mod load;

@@ -4,21 +4,21 @@
 //! The program starts itself again for each of the parts but the nats-server, so that one binary is
 //! all there is to build.
 
-mod args;
-mod bare;
-mod child;
-mod contender;
-mod corpus;
-mod events;
+pub(crate) mod args;
+pub(crate) mod bare;
+pub(crate) mod child;
+pub(crate) mod contender;
+pub(crate) mod corpus;
+pub(crate) mod events;
 mod goals;
-mod http;
-mod kernel;
+pub(crate) mod http;
+pub(crate) mod kernel;
 mod latency;
-mod measure;
+pub(crate) mod measure;
 mod peers;
 mod plot;
-mod report;
-mod simulator;
+pub(crate) mod report;
+pub(crate) mod simulator;
 mod twilight;
 
 use std::ffi::OsString;
@@ -35,7 +35,7 @@ use args::Args;
 
 /// The first argument of a process that is a part of a run: what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(crate) enum Part {
     Simulator,
     Proxy,
     Twilight,
@@ -45,7 +45,12 @@ enum Part {
 impl Part {
     const ALL: [Self; 4] = [Self::Simulator, Self::Proxy, Self::Twilight, Self::Bare];
 
-    const fn name(self) -> &'static str {
+    /// The part that a first argument names.
+    pub(crate) fn named(argument: &OsString) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| argument == part.name())
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Simulator => "part-simulator",
             Self::Proxy => "part-proxy",
@@ -69,9 +74,7 @@ fn start(allocations: Option<fn() -> u64>) -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     let mut args = args.peekable();
-    let part = args
-        .peek()
-        .and_then(|first| Part::ALL.into_iter().find(|part| first == part.name()));
+    let part = args.peek().and_then(Part::named);
     let outcome = match part {
         Some(part) => {
             args.next();
@@ -90,7 +93,11 @@ fn start(allocations: Option<fn() -> u64>) -> ExitCode {
 }
 
 /// Only the kernel can be relied on to end this process when its parent is killed.
-fn run_part(part: Part, args: Vec<OsString>, allocations: Option<fn() -> u64>) -> Result<ExitCode> {
+pub(crate) fn run_part(
+    part: Part,
+    args: Vec<OsString>,
+    allocations: Option<fn() -> u64>,
+) -> Result<ExitCode> {
     set_pdeathsig(Signal::SIGKILL).context("ask to be ended with the parent")?;
     match part {
         Part::Proxy => {
@@ -143,13 +150,13 @@ async fn measured(args: &Args) -> Result<String> {
 
 /// A thousand shards are a thousand sockets, in the simulator and in the contender, which inherit
 /// the limit.
-fn raise_file_limit() -> nix::Result<()> {
+pub(crate) fn raise_file_limit() -> nix::Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
 }
 
 /// Says on standard error what is going on; standard output is the table's.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // A reader that went away is no reason to stop measuring.
-    drop(writeln!(io::stderr(), "load: {text}"));
+    drop(writeln!(io::stderr(), "bench: {text}"));
 }

@@ -1,7 +1,7 @@
 //! What the proxy's work costs without the proxy around it: fast ingest written by hand in one
 //! thread, with the messages prepared (`publish`) or made from compressed gateway messages (`path`).
 
-mod ingest;
+pub(crate) mod ingest;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, Write as _};

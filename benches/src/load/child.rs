@@ -17,7 +17,6 @@ use tokio::process::{Child as Process, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::Part;
 use super::peers::Program;
 
 /// How long a part may take to say something, and to end when asked to.
@@ -55,22 +54,22 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts a part that takes its setup as JSON.
-    pub(crate) fn with_setup(part: Part, setup: &impl Serialize) -> Result<Self> {
+    pub(crate) fn with_setup(part: &'static str, setup: &impl Serialize) -> Result<Self> {
         let setup = serde_json::to_string(setup).context("write a part's setup")?;
         Self::spawn(part, &[setup], &[], Voice::Stdout)
     }
 
     /// Starts a part with these arguments and environment.
     pub(crate) fn spawn(
-        part: Part,
+        part: &'static str,
         args: &[String],
         env: &[(&str, String)],
         voice: Voice,
     ) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
-        command.arg(part.name()).args(args);
-        Self::start(part.name(), command, env, voice)
+        command.arg(part).args(args);
+        Self::start(part, command, env, voice)
     }
 
     /// Starts a program of others that takes its setup as JSON.

@@ -54,7 +54,7 @@ impl Running {
             ("NATS_URL", nats.to_owned()),
             ("RUST_LOG", "info".to_owned()),
         ];
-        let mut child = Child::spawn(Part::Proxy, &flags, &env, Voice::Stderr)?;
+        let mut child = Child::spawn(Part::Proxy.name(), &flags, &env, Voice::Stderr)?;
         let address = child.says(listen_address).await?;
         let http = Endpoint::parse(&format!("http://{address}"))?;
         Ok(Self {
@@ -73,7 +73,7 @@ impl Running {
             intents: args.mix.intents(),
             nats: nats.to_owned(),
         };
-        let mut child = Child::with_setup(Part::Twilight, &setup)?;
+        let mut child = Child::with_setup(Part::Twilight.name(), &setup)?;
         child.says(|line| (line == "ready").then_some(())).await?;
         Ok(Self {
             contender: Contender::Twilight,
@@ -121,7 +121,7 @@ impl Running {
             },
             zstd: bare::Setup::compressed(args.compression),
         };
-        let mut child = Child::with_setup(Part::Bare, &setup)?;
+        let mut child = Child::with_setup(Part::Bare.name(), &setup)?;
         child.says(|line| (line == "ready").then_some(())).await?;
         Ok(Self {
             contender,

@@ -61,6 +61,18 @@ impl Endpoint {
         Ok(())
     }
 
+    /// A POST of JSON that must succeed.
+    pub(crate) async fn post(&self, path: &str, body: &[u8]) -> Result<()> {
+        let (status, answer) = self.request("POST", path, body).await?;
+        if status / 100 != 2 {
+            bail!(
+                "{path} answers {status}: {}",
+                String::from_utf8_lossy(&answer)
+            );
+        }
+        Ok(())
+    }
+
     async fn request(&self, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
         let Self { authority, base } = self;
         let ask = async {

@@ -1,6 +1,7 @@
 //! One run: a fresh nats-server, simulator and contender; brought to rest, loaded, and compared with
 //! the kernel's account before and after.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -98,7 +99,8 @@ struct Usages {
     simulator: Option<Usage>,
 }
 
-async fn take_corpus(args: &Args) -> Result<Corpus> {
+/// The messages and the stream's settings, from a short run of the proxy.
+pub(crate) async fn take_corpus(args: &Args) -> Result<Corpus> {
     let args = Args {
         idle: false,
         guilds_per_shard: args.guilds_per_shard.max(1),
@@ -124,7 +126,13 @@ async fn one(
     let mut rig = Rig::start(args, contender, corpus).await?;
     let settled = rig.settle(args).await;
     settled.with_context(|| rig.running.complaint())?;
-    let profile = Profile::start(args, contender, round, rig.running.pid())?;
+    let profile = match &args.perf {
+        Some(directory) => {
+            let name = format!("{}-{round}", contender.name());
+            Some(Profile::start(directory, &name, rig.running.pid())?)
+        }
+        None => None,
+    };
     let run = rig.load(args).await;
     let mut run = run.with_context(|| rig.running.complaint())?;
     if let Some(profile) = profile {
@@ -422,17 +430,14 @@ impl Usages {
 }
 
 /// `perf record` beside a run.
-struct Profile {
+pub(crate) struct Profile {
     process: Process,
 }
 
 impl Profile {
-    fn start(args: &Args, contender: Contender, round: u32, pid: u32) -> Result<Option<Self>> {
-        let Some(directory) = &args.perf else {
-            return Ok(None);
-        };
+    pub(crate) fn start(directory: &Path, name: &str, pid: u32) -> Result<Self> {
         std::fs::create_dir_all(directory).context("create the directory of profiles")?;
-        let path = directory.join(format!("{}-{round}.perf", contender.name()));
+        let path = directory.join(format!("{name}.perf"));
         let mut command = Command::new("perf");
         command.args(["record", "-F", PERF_HZ, "--call-graph", "dwarf,16384", "-p"]);
         command.arg(pid.to_string()).arg("-o").arg(path);
@@ -441,10 +446,10 @@ impl Profile {
             .stderr(Stdio::null())
             .kill_on_drop(true);
         let process = command.spawn().context("start perf")?;
-        Ok(Some(Self { process }))
+        Ok(Self { process })
     }
 
-    async fn finish(mut self) -> Result<()> {
+    pub(crate) async fn finish(mut self) -> Result<()> {
         if let Some(pid) = self.process.id() {
             let pid = Pid::from_raw(i32::try_from(pid).context("a process id")?);
             kill(pid, Signal::SIGINT).context("end perf")?;

@@ -185,21 +185,28 @@ impl Report {
                 ""
             }
         );
-        for (index, row) in rows.iter().enumerate() {
-            let line = row
-                .iter()
-                .fold(String::from("|"), |line, cell| format!("{line} {cell} |"));
-            writeln!(table, "{line}").expect("writing to a String does not fail");
-            if index == 0 {
-                let rule = "|---|".to_owned() + &"--:|".repeat(row.len() - 1);
-                writeln!(table, "{rule}").expect("writing to a String does not fail");
-            }
-        }
+        table.push_str(&markdown(&rows));
         table
     }
 }
 
-const NOTHING: &str = "–";
+/// A table of Markdown, its first row the heading.
+pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
+    let mut table = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let line = row
+            .iter()
+            .fold(String::from("|"), |line, cell| format!("{line} {cell} |"));
+        writeln!(table, "{line}").expect("writing to a String does not fail");
+        if index == 0 {
+            let rule = "|---|".to_owned() + &"--:|".repeat(row.len() - 1);
+            writeln!(table, "{rule}").expect("writing to a String does not fail");
+        }
+    }
+    table
+}
+
+pub(crate) const NOTHING: &str = "–";
 
 /// Label, where it stands in a run, digits after the point.
 const ROWS: &[(&str, &str, usize)] = &[
@@ -239,7 +246,7 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("ack p99 µs ≤", "/ack/p99_at_most_us", 0),
 ];
 
-fn cell(value: Option<&Value>, digits: usize) -> String {
+pub(crate) fn cell(value: Option<&Value>, digits: usize) -> String {
     match value.and_then(Value::as_f64) {
         // Nothing is measured of an idle run but memory.
         Some(number) if number != 0.0 => format!("{number:.digits$}"),
@@ -265,7 +272,7 @@ fn ratios(medians: &[(&str, Value)]) -> Option<Vec<String>> {
 }
 
 /// The median of every number, wherever it stands; of anything else the first.
-fn median(values: &[&Value]) -> Value {
+pub(crate) fn median(values: &[&Value]) -> Value {
     let numbers: Option<Vec<f64>> = values.iter().map(|value| value.as_f64()).collect();
     if let Some(mut numbers) = numbers
         && !numbers.is_empty()

@@ -175,7 +175,7 @@ impl Simulator {
             guilds,
             storm: args.storm,
         };
-        let mut child = Child::with_setup(Part::Simulator, &setup)?;
+        let mut child = Child::with_setup(Part::Simulator.name(), &setup)?;
         let said: Announcement = child.says(|line| serde_json::from_str(line).ok()).await?;
         let control = Endpoint::parse(&said.control)?;
         Ok(Self {
@@ -191,6 +191,11 @@ impl Simulator {
 
     pub(crate) const fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Its control endpoints.
+    pub(crate) const fn control(&self) -> &Endpoint {
+        &self.control
     }
 
     pub(crate) async fn stats(&self) -> Result<Stats> {

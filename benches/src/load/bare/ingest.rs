@@ -17,7 +17,7 @@ const OUTSTANDING: u64 = 3;
 /// A server that is silent for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) struct FastIngest {
+pub(crate) struct FastIngest {
     socket: TcpStream,
     out: Vec<u8>,
     input: Vec<u8>,
@@ -31,7 +31,7 @@ pub(super) struct FastIngest {
 }
 
 impl FastIngest {
-    pub(super) fn connect(port: u16) -> Result<Self> {
+    pub(crate) fn connect(port: u16) -> Result<Self> {
         let socket = TcpStream::connect(("127.0.0.1", port)).context("connect to NATS")?;
         socket.set_nodelay(true).context("set TCP_NODELAY")?;
         socket
@@ -64,7 +64,7 @@ impl FastIngest {
     }
 
     /// One message; the last of all commits the batch.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         &mut self,
         subject: &[u8],
         id: (&str, u64),
@@ -148,7 +148,7 @@ impl FastIngest {
     }
 
     /// Waits until everything is stored.
-    pub(super) fn finish(&mut self) -> Result<()> {
+    pub(crate) fn finish(&mut self) -> Result<()> {
         self.flush()?;
         while !self.done {
             self.read()?;
@@ -157,7 +157,7 @@ impl FastIngest {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) -> Result<()> {
         self.socket.write_all(&self.out).context("write to NATS")?;
         self.out.clear();
         Ok(())
