@@ -1,6 +1,7 @@
 //! Counts the messages that each guild has at the moment: deleting one only makes sense after
 //! creating it, so each guild's events must come in order. Start it several times and stop some: the
-//! shards are spread over the processes that are there.
+//! shards are spread over the processes that are there. `nats request discord.shard.0.messages ""`
+//! asks whichever process holds shard 0 for its counts.
 //!
 //! ```text
 //! DISCORD_TOKEN=… cargo run -p consumers --example ordered_events -- --http 0
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use consumers::{Context, Events, Gap, HandlerError, Router};
+use consumers::{Answer, Context, Events, Gap, HandlerError, Message, Router, WorkerContext};
 use twilight_model::gateway::payload::incoming::{MessageCreate, MessageDelete};
 
 /// Messages by guild. A real one would lie in a database, as a shard may move to another process.
@@ -31,7 +32,7 @@ impl Counts {
 
 fn main() -> ExitCode {
     let counts = Counts::default();
-    let (created, deleted) = (counts.clone(), counts);
+    let (created, deleted, asked) = (counts.clone(), counts.clone(), counts);
     let events = Events::ordered("message-counts")
         .on::<MessageCreate>(move |context: Context, _: MessageCreate| {
             created.add(&context, 1);
@@ -40,6 +41,11 @@ fn main() -> ExitCode {
         .on::<MessageDelete>(move |context: Context, _: MessageDelete| {
             deleted.add(&context, -1);
             async { Ok::<(), HandlerError>(()) }
+        })
+        .on_message(move |_: WorkerContext, _: Message| {
+            let counts = asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = Answer::json(&*counts).map_err(HandlerError::from);
+            std::future::ready(answer)
         })
         .on_gap(gap);
     let router = Router::new().events(events);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use twilight_model::application::interaction::Interaction;
 
-pub use definition::{Definition, to_write};
+pub use definition::{Definition, option, to_write};
 pub(crate) use registration::register;
 
 use crate::context::Context;

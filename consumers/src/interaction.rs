@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use twilight_model::application::interaction::application_command::CommandData;
+use twilight_model::application::interaction::application_command::{
+    CommandData, CommandOptionValue,
+};
 use twilight_model::application::interaction::{Interaction, InteractionData, InteractionType};
 
 /// Discord invalidates an interaction's token when no first response came within 3 seconds
@@ -139,6 +141,14 @@ impl Key {
     }
 }
 
+/// What the user gave for an option of a slash command; options of subcommands are within theirs.
+#[must_use]
+pub fn option<'a>(interaction: &'a Interaction, name: &str) -> Option<&'a CommandOptionValue> {
+    let data = command(interaction)?;
+    let found = data.options.iter().find(|option| option.name == name);
+    found.map(|option| &option.value)
+}
+
 /// The command an interaction asks for; `None` for components, modals and autocomplete.
 #[must_use]
 pub fn command(interaction: &Interaction) -> Option<&CommandData> {
@@ -152,6 +162,8 @@ pub fn command(interaction: &Interaction) -> Option<&CommandData> {
 
 #[cfg(test)]
 mod tests {
+    use twilight_model::application::interaction::application_command::CommandDataOption;
+
     use super::*;
 
     const SLASH: &[u8] = include_bytes!("../tests/fixtures/INTERACTION_CREATE.json");
@@ -229,6 +241,24 @@ mod tests {
         assert_eq!(key(COMPONENT), Key::Component("page".to_owned()));
         assert_eq!(key(MODAL), Key::Modal("modal".to_owned()));
         assert_eq!(key(AUTOCOMPLETE), Key::Autocomplete("elidro".to_owned()));
+    }
+
+    #[test]
+    fn an_option_is_found_by_its_name() {
+        let mut slash = decode(SLASH).interaction;
+        assert_eq!(option(&slash, "sides"), None);
+        let Some(InteractionData::ApplicationCommand(data)) = &mut slash.data else {
+            panic!("a slash command");
+        };
+        data.options = vec![CommandDataOption {
+            name: "sides".to_owned(),
+            value: CommandOptionValue::Integer(6),
+        }];
+        assert_eq!(
+            option(&slash, "sides"),
+            Some(&CommandOptionValue::Integer(6))
+        );
+        assert_eq!(option(&slash, "other"), None);
     }
 
     #[test]

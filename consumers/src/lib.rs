@@ -21,7 +21,8 @@
 //! counted. A handler runs at least once per interaction: [`Context::message_id`] is the key to
 //! tell repetitions.
 //!
-//! [`Feed`] reads everything in order, with the [`Gap`]s a proxy could not prevent.
+//! [`Feed`] reads everything in order, with the [`Gap`]s a proxy could not prevent. The [`tutorial`]
+//! has an example of everything else.
 
 mod admin;
 mod broadcast;
@@ -59,6 +60,9 @@ mod verdict;
 mod worker;
 
 pub use broadcast::{Broadcast, WorkerAnswer, WorkerRefusal};
+#[doc = include_str!("../TUTORIAL.md")]
+pub mod tutorial {}
+
 pub use cli::{main_with, run_worker};
 pub use commands::Definition;
 pub use config::{Config, Options};

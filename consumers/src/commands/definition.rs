@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use twilight_model::application::command::{CommandOption, CommandType};
+use twilight_model::application::command::{CommandOption, CommandOptionType, CommandType};
 use twilight_model::application::interaction::InteractionContextType;
 use twilight_model::guild::Permissions;
 use twilight_model::oauth::ApplicationIntegrationType;
@@ -127,6 +127,37 @@ impl Definition {
     }
 }
 
+/// An option of a command, for [`Definition::option`]; set the rest with struct update syntax.
+///
+/// ```
+/// use consumers::commands::{Definition, option};
+/// use twilight_model::application::command::{CommandOption, CommandOptionType};
+///
+/// let sides = option(CommandOptionType::Integer, "sides", "How many sides it has");
+/// let sides = CommandOption { required: Some(true), ..sides };
+/// let roll = Definition::chat_input("roll", "Rolls a die").option(sides);
+/// ```
+#[must_use]
+pub fn option(kind: CommandOptionType, name: &str, description: &str) -> CommandOption {
+    CommandOption {
+        autocomplete: None,
+        channel_types: None,
+        choices: None,
+        description: description.to_owned(),
+        description_localizations: None,
+        file_types: None,
+        kind,
+        max_length: None,
+        max_value: None,
+        min_length: None,
+        min_value: None,
+        name: name.to_owned(),
+        name_localizations: None,
+        options: None,
+        required: None,
+    }
+}
+
 /// The definitions that Discord lacks or has differently, in their order: what must be written.
 ///
 /// `theirs` is Discord's list of the application's global commands. Commands on it that nobody here
@@ -169,28 +200,13 @@ fn normal(value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-    use twilight_model::application::command::CommandOptionType;
-
     use super::*;
+    use serde_json::json;
 
     fn query() -> CommandOption {
         CommandOption {
-            autocomplete: None,
-            channel_types: None,
-            choices: None,
-            description: "What to look for".to_owned(),
-            description_localizations: None,
-            file_types: None,
-            kind: CommandOptionType::String,
-            max_length: None,
-            max_value: None,
-            min_length: None,
-            min_value: None,
-            name: "query".to_owned(),
-            name_localizations: None,
-            options: None,
             required: Some(true),
+            ..option(CommandOptionType::String, "query", "What to look for")
         }
     }
 

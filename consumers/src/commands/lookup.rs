@@ -10,7 +10,7 @@ use twilight_model::application::command::{CommandOption, CommandOptionType};
 use twilight_model::application::interaction::Interaction;
 use twilight_model::application::interaction::application_command::CommandOptionValue;
 
-use super::{Definition, info_text, known};
+use super::{Definition, info_text, known, option};
 use crate::context::Context;
 use crate::interaction;
 use crate::query::QueryError;
@@ -234,26 +234,6 @@ fn subcommand(name: &str, description: &str, only: CommandOption) -> CommandOpti
     CommandOption {
         options: Some(vec![only]),
         ..option(CommandOptionType::SubCommand, name, description)
-    }
-}
-
-fn option(kind: CommandOptionType, name: &str, description: &str) -> CommandOption {
-    CommandOption {
-        autocomplete: None,
-        channel_types: None,
-        choices: None,
-        description: description.to_owned(),
-        description_localizations: None,
-        file_types: None,
-        kind,
-        max_length: None,
-        max_value: None,
-        min_length: None,
-        min_value: None,
-        name: name.to_owned(),
-        name_localizations: None,
-        options: None,
-        required: None,
     }
 }
 

@@ -137,7 +137,8 @@ impl Member {
         let end = self.follow(&mut life, stopping).await;
         self.gate.set_share(0, None);
         drop(keeper);
-        if let End::Stopped = end {
+        // A life that is over has no share; unless NATS is away, in which case the TTL ends it.
+        if self.link.state.borrow().connected {
             self.leave(&life.key).await;
         }
         end

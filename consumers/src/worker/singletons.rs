@@ -106,6 +106,8 @@ impl Task {
             };
             if let Err(problem) = ended {
                 tracing::debug!(name, problem, "the singleton's lease is not here");
+                // If it still is, nobody shall have to wait for its end.
+                drop(self.let_go().await);
                 tokio::select! {
                     biased;
                     () = self.stopping.cancelled() => return,
@@ -192,7 +194,11 @@ impl Task {
             let pause = wait(last.as_ref(), interval, unix_ms());
             tokio::select! {
                 biased;
-                () = self.stopping.cancelled() => return self.let_go(held).await,
+                () = self.stopping.cancelled() => {
+                    // A renewal would be in the way.
+                    drop(held);
+                    return self.let_go().await;
+                }
                 () = held.lease.ended() => return Err("the lease is over".to_owned()),
                 () = sleep(pause) => {}
             }
@@ -274,10 +280,8 @@ impl Task {
     }
 
     /// Hands the lease over: the next worker need not wait for its end.
-    async fn let_go(&self, held: Held) -> Result<(), String> {
+    async fn let_go(&self) -> Result<(), String> {
         let key = self.lease_key();
-        // A renewal between the next two steps would be in their way.
-        drop(held);
         if let Some((value, revision)) = self.registry.get::<SingletonLease>(&key).await?
             && value.member == self.member
         {

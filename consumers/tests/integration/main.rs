@@ -15,6 +15,7 @@ mod ordered_load;
 mod process;
 mod proxy;
 mod registration;
+mod replicas;
 mod resilience;
 mod rest;
 mod rest_budget;

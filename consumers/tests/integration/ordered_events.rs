@@ -398,6 +398,69 @@ async fn a_shard_whose_consumer_is_deleted_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_purged_under_a_worker_is_read_on() {
+    let world = World::start().await;
+    let sights = Sights::default();
+    let events = cache([0]).on::<MessageDelete>(sights.handler());
+    let worker = worker(&world, "one", events).await;
+    balanced_alone(&worker).await;
+    world.store_delete(0, 1, 1).await;
+    world.drained("cache-0").await;
+    worker.pause();
+    for seq in 2..=5 {
+        world.store_delete(0, 1, seq).await;
+    }
+    let stream = world.jetstream.get_stream("DISCORD_EVENTS").await.unwrap();
+    stream.purge().await.unwrap();
+    for seq in 6..=8 {
+        world.store_delete(0, 1, seq).await;
+    }
+    worker.resume();
+    until("what is there to be handled", async || {
+        (sights.all().last()?.seq == 8).then_some(())
+    })
+    .await;
+    sights.assert_in_order();
+    world.drained("cache-0").await;
+}
+
+#[tokio::test]
+async fn an_older_worker_lets_pass_what_only_a_newer_one_handles() {
+    let world = World::start().await;
+    let (sights, seen) = (Sights::default(), Seen::default());
+    let old = cache(0..2).on::<MessageDelete>(sights.handler());
+    let old = worker(&world, "old", old).await;
+    metric(&old, "consumers_shards_held{consumer=\"cache\"} 2").await;
+    let new = cache(0..2).on::<MessageDelete>(sights.handler());
+    let new = new.on_raw("TYPING_START", seen.notes());
+    let new = worker(&world, "new", new).await;
+    metric(&old, "consumers_shards_held{consumer=\"cache\"} 1").await;
+    metric(&new, "consumers_shards_held{consumer=\"cache\"} 1").await;
+    for seq in 1..=3 {
+        for shard in 0..2 {
+            let stored = Stored {
+                shard,
+                guild: 1,
+                event: "TYPING_START",
+                seq: 100 + seq,
+            };
+            world.store_event(stored, "{}").await;
+            world.store_delete(shard, 1, seq).await;
+        }
+    }
+    until("every known event to be handled", async || {
+        (sights.distinct() == 6).then_some(())
+    })
+    .await;
+    // The shard of the newer worker only; the older one holds up nothing.
+    assert_eq!(seen.reaches(3).await.len(), 3);
+    sights.assert_in_order();
+    for shard in 0..2 {
+        world.drained(&format!("cache-{shard}")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     let world = World::start().await;
     let sights = Sights::default();

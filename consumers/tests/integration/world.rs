@@ -131,6 +131,10 @@ impl World {
 
     /// The stream as a proxy makes it; `of` is one of several, as (index, count).
     pub(crate) async fn create_stream(&self, of: Option<(u32, u32)>) {
+        self.create_stream_with(of, 1).await;
+    }
+
+    pub(crate) async fn create_stream_with(&self, of: Option<(u32, u32)>, replicas: usize) {
         let subjects = match of {
             None => vec![self.prefix.all_events()],
             Some((index, count)) => {
@@ -153,6 +157,7 @@ impl World {
             duplicate_window: Duration::from_secs(120),
             allow_direct: true,
             allow_batch_publish: true,
+            num_replicas: replicas,
             republish,
             ..stream::Config::default()
         };
