@@ -306,4 +306,6 @@ fn push_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: [u8; 4]) {
 }
 
 #[cfg(test)]
+mod peer;
+#[cfg(test)]
 mod tests;

@@ -284,6 +284,12 @@ impl View {
         self.listed_at.is_some_and(|at| now >= at + self.settle)
     }
 
+    /// True when the view has been complete for so long.
+    #[must_use]
+    pub fn is_listed_for(&self, time: Duration, now: Instant) -> bool {
+        self.listed_at.is_some_and(|at| now >= at + time)
+    }
+
     /// May this process join under its name? Asked at every [`super::fence::Action::Join`].
     #[must_use]
     pub fn admission(&self, now: Instant) -> Admission {

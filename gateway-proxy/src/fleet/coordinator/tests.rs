@@ -5,6 +5,8 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const SHARDS: u32 = 8;
+/// As with a TTL of 16 s.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// A coordinator and the members it sees, who follow every plan at once.
 struct Fleet {
@@ -34,7 +36,7 @@ impl Fleet {
             void_plan: None,
         };
         let now = Instant::now();
-        let mut view = View::new(proxy("a"), TTL, Duration::ZERO);
+        let mut view = View::new(proxy("a"), TTL, SETTLE);
         view.handle_reset();
         view.handle_listed(now);
         let member = |name: &&str| {
@@ -60,6 +62,13 @@ impl Fleet {
         }
         fleet.begun = fleet.now;
         fleet
+    }
+
+    /// The watch begins anew, as after NATS was away.
+    fn look_anew(&mut self) {
+        self.view.handle_reset();
+        self.view.handle_listed(self.now);
+        self.begun = self.now;
     }
 
     fn cpu(&mut self, name: &str, percent: f64) {
@@ -163,4 +172,23 @@ fn when_all_are_overloaded_nobody_gets_more() {
         fleet.cpu(name, 97.0);
     }
     assert_eq!(fleet.run(600), []);
+}
+
+#[test]
+fn a_plan_waits_for_members_that_may_only_be_late_and_for_nobody_else() {
+    let mut fleet = Fleet::of(&["a", "b"]);
+    assert_eq!((fleet.held("a"), fleet.held("b")), (4, 4), "within 5 s");
+    // NATS was away, and one of them has not returned.
+    let b = fleet.members.remove(&proxy("b")).unwrap();
+    fleet.look_anew();
+    assert_eq!(fleet.run(19), []);
+    assert_eq!(fleet.run(2).len(), b.shards.len());
+    // All have returned: a member that joins gets its share at once.
+    fleet.look_anew();
+    let joining = Member {
+        shards: Vec::new(),
+        ..b
+    };
+    fleet.members.insert(proxy("b"), joining);
+    assert_eq!(fleet.run(5).len(), 4);
 }

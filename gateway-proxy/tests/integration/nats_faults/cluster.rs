@@ -147,7 +147,7 @@ async fn a_killed_leader_of_the_bucket_costs_a_patient_fleet_no_connection() {
     let mut proxies = Vec::new();
     for name in ["a", "b"] {
         let run = three.run().args(&["--fleet", "--proxy-id", name]);
-        proxies.push(ready(&run.with("--lease-ttl", "30s")).await);
+        proxies.push(ready(&run.with("--lease-ttl", "60s")).await);
     }
     let leader = three.leader_of(BUCKET).await;
     tokio::task::block_in_place(|| three.member(&leader).kill9().unwrap());
