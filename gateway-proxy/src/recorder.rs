@@ -19,6 +19,11 @@ use crate::transport::API_VERSION;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often a record is written while only its sequence and its measures move.
 const WRITE_EVERY: Duration = Duration::from_secs(5);
+/// Such writes per second that a process with very many shards makes do with: at 60 µs each they would
+/// cost as much as its events.
+const WRITES_PER_SECOND: u64 = 100;
+/// The longest such interval.
+const WRITE_EVERY_MAX: Duration = Duration::from_secs(20);
 /// How often records that cannot be written are reported.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long one write may take; the next look tries again.
@@ -111,8 +116,9 @@ impl Recorder {
         loop {
             ticks.tick().await;
             let entries: Vec<_> = locked(&self.shards).values().cloned().collect();
+            let every = write_every(entries.len());
             for entry in entries {
-                self.write_if_due(&entry).await;
+                self.write_if_due(&entry, every).await;
             }
         }
     }
@@ -164,7 +170,7 @@ impl Recorder {
         }
     }
 
-    async fn write_if_due(&self, entry: &Entry) {
+    async fn write_if_due(&self, entry: &Entry, every: Duration) {
         let mut written = entry.written.lock().await;
         if written.over {
             return;
@@ -173,7 +179,7 @@ impl Recorder {
         let changed = written.record.state != record.state
             || written.record.owner != record.owner
             || written.record.session_id != record.session_id;
-        let due = changed || (written.record != record && written.at.elapsed() >= WRITE_EVERY);
+        let due = changed || (written.record != record && written.at.elapsed() >= every);
         // What failed is not tried at every look.
         let rested = written
             .attempted_at
@@ -292,6 +298,12 @@ impl Recorder {
     }
 }
 
+/// How often a record is written while little changes, with so many shards.
+fn write_every(shards: usize) -> Duration {
+    let every = Duration::from_secs(shards as u64 / WRITES_PER_SECOND);
+    every.clamp(WRITE_EVERY, WRITE_EVERY_MAX)
+}
+
 /// While the shard is ready its session is alive now; otherwise it was when last written.
 fn alive_at(written: &Written, record: &ShardRecord, acked: u64) -> u64 {
     let earlier = &written.record;
@@ -312,4 +324,15 @@ pub(crate) fn encode(record: &ShardRecord) -> bytes::Bytes {
 /// Valid after every statement, whoever panicked elsewhere.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_shards_are_recorded_less_often() {
+        let seconds = |shards| write_every(shards).as_secs();
+        assert_eq!([1, 500, 1_024, 16_000].map(seconds), [5, 5, 10, 20]);
+    }
 }

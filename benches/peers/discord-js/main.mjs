@@ -14,22 +14,22 @@ const manager = new WebSocketManager({
   intents: setup.intents,
   shardCount: setup.shards,
   compression: CompressionMethod.ZlibNative,
-  fetchGatewayInformation: async () => ({
-    url: setup.gateway,
-    shards: setup.shards,
-    session_start_limit: {
-      total: 1_000_000,
-      remaining: 1_000_000,
-      reset_after: 86_400_000,
-      max_concurrency: setup.shards,
-    },
-  }),
+  // All that the manager asks REST for is where the gateway is.
+  rest: {
+    get: async () => ({
+      url: setup.gateway,
+      shards: setup.shards,
+      session_start_limit: {
+        total: 1_000_000,
+        remaining: 1_000_000,
+        reset_after: 86_400_000,
+        max_concurrency: setup.shards,
+      },
+    }),
+  },
 });
 
-manager.on(WebSocketShardEvents.Dispatch, (...args) => {
-  // 2.x gives the payload and the shard, 1.x an object of both.
-  const payload = args[0].data ?? args[0];
-  const shard = args[0].shardId ?? args[1];
+manager.on(WebSocketShardEvents.Dispatch, (payload, shard) => {
   if (payload.t === 'READY') sessions.set(shard, payload.d.session_id);
   const guild = (guildInId.has(payload.t) ? payload.d?.id : payload.d?.guild_id) ?? 'none';
   const head = headers();

@@ -9,7 +9,7 @@ use testkit::simulator::Mix;
 /// Measures the proxy end to end, beside what it is compared with: CPU per event of every process,
 /// memory per shard, events per second and latency.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "load", version)]
+#[command(name = "load", version, args_override_self = true)]
 pub(crate) struct Args {
     /// Gateway shards.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16_000))]

@@ -154,7 +154,15 @@ impl Running {
         };
         let deadline = Instant::now() + READY_WITHIN;
         loop {
-            let (status, body) = http.get("/ready").await?;
+            let (status, body) = match http.get("/ready").await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // If it ended, its own words say more.
+                    sleep(ASK_EVERY).await;
+                    self.child.check()?;
+                    return Err(error);
+                }
+            };
             if status == 200 {
                 return Ok(());
             }

@@ -610,7 +610,7 @@ fn the_places_of_a_backlog_are_given_back() {
     publisher.write();
     publisher.flow(10, 500);
     let mut stored = 10;
-    while publisher.ingest.len() > 0 {
+    while !publisher.ingest.is_empty() {
         let written = publisher.write();
         let Some((last, operation)) = written.last() else {
             panic!("{stored} stored, nothing to write");
