@@ -10,7 +10,7 @@ use twilight_model::gateway::payload::incoming::MessageDelete;
 use twilight_model::id::Id;
 
 use crate::fake_discord::Fault;
-use crate::world::{World, metric, patience, until};
+use crate::world::{Stalls, World, metric, patience, until};
 
 /// A worker, and what its handlers have.
 struct Sender {
@@ -86,6 +86,7 @@ fn most_in_a_second(arrivals: &[Instant]) -> usize {
 async fn fifty_requests_a_second_are_divided_among_the_workers_that_come_and_go() {
     let world = World::start().await;
     let stop = Arc::new(AtomicBool::new(false));
+    let stalls = Stalls::watch(&world.nats.url()).await;
     let first = Sender::start(&world, "first", "50").await;
     first.has(50).await;
     first.hammer(&stop);
@@ -115,7 +116,13 @@ async fn fifty_requests_a_second_are_divided_among_the_workers_that_come_and_go(
     stop.store(true, Ordering::Relaxed);
     let (took, arrivals) = (began.elapsed(), world.discord.gets());
     let most = most_in_a_second(&arrivals);
-    assert!(most <= 50, "{most} requests within a second");
+    // What was sent while the machine stood still arrives with what is sent after that.
+    let worst = stalls.worst().as_secs_f64();
+    let limit = (50.0 * (1.0 + worst)) as usize;
+    assert!(
+        most <= limit,
+        "{most} requests within a second, {worst} s lost"
+    );
     // Most of what may be sent is sent, but for the time in which a dead worker has its share.
     let least = took.as_secs_f64() * 50.0 * 0.4;
     assert!(

@@ -52,6 +52,7 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Opt
 /// a millisecond, are late. Limits of time are for programs that run.
 pub(crate) struct Stalls {
     lost_us: Arc<AtomicU64>,
+    worst_us: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -62,7 +63,8 @@ impl Stalls {
         const LATE: Duration = Duration::from_millis(60);
         let client = async_nats::connect(nats).await.unwrap();
         let lost_us = Arc::new(AtomicU64::new(0));
-        let noted = Arc::clone(&lost_us);
+        let worst_us = Arc::new(AtomicU64::new(0));
+        let (noted, worst) = (Arc::clone(&lost_us), Arc::clone(&worst_us));
         let task = tokio::spawn(async move {
             loop {
                 let began = Instant::now();
@@ -72,15 +74,25 @@ impl Stalls {
                 if took > LATE {
                     let lost = (took - PAUSE).as_micros() as u64;
                     noted.fetch_add(lost, Ordering::Relaxed);
+                    worst.fetch_max(lost, Ordering::Relaxed);
                 }
             }
         });
-        Self { lost_us, task }
+        Self {
+            lost_us,
+            worst_us,
+            task,
+        }
     }
 
     /// Time lost up to now.
     pub(crate) fn lost(&self) -> Duration {
         Duration::from_micros(self.lost_us.load(Ordering::Relaxed))
+    }
+
+    /// The longest time lost at once.
+    pub(crate) fn worst(&self) -> Duration {
+        Duration::from_micros(self.worst_us.load(Ordering::Relaxed))
     }
 
     /// Fails when something took longer than this since a moment, but for the time lost since.
