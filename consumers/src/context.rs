@@ -8,6 +8,7 @@ use schemas::{GuildId, Prefix};
 
 use crate::broadcast::Broadcast;
 use crate::messages::ShardMessages;
+use crate::metrics::CommandMetrics;
 use crate::nats::Link;
 use crate::query::Directory;
 use crate::rest::Rest;
@@ -76,6 +77,7 @@ impl WorkerContext {
         link: &Link,
         prefix: &Prefix,
         event_streams: u32,
+        counts: &CommandMetrics,
     ) -> Self {
         let (client, prefix) = (|| link.client.clone(), || prefix.clone());
         Self(Arc::new(Tools {
@@ -83,7 +85,7 @@ impl WorkerContext {
             rest,
             shards,
             directory: Directory::new(client(), prefix()),
-            commands: CommandSender::new(client(), prefix(), event_streams),
+            commands: CommandSender::new(client(), prefix(), event_streams).counted(counts),
             broadcast: Broadcast::new(client(), prefix()),
             messages: ShardMessages::new(client(), prefix()),
         }))

@@ -1,5 +1,7 @@
 //! Every number a worker counts, named once. Labels are bounded: outcomes, never guilds or users.
 
+mod among;
+
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
@@ -10,7 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::messages::Address;
+pub(crate) use among::{AmongMetrics, CommandMetrics, CommandOutcome, MessageOutcome, RunOutcome};
+
 use crate::rest::RestMetrics;
 use crate::worker::Outcome;
 
@@ -63,72 +66,9 @@ impl EncodeLabelValue for EventOutcome {
     }
 }
 
-/// What became of a message between workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum MessageOutcome {
-    Handled,
-    /// The handler failed, panicked or was too slow.
-    Failed,
-    /// Came when it was not for this worker any more.
-    Refused,
-    /// Handled, but the answer was longer than NATS takes.
-    TooLarge,
-}
-
-impl EncodeLabelValue for MessageOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self {
-            Self::Handled => "handled",
-            Self::Failed => "failed",
-            Self::Refused => "refused",
-            Self::TooLarge => "too_large",
-        };
-        name.encode(encoder)
-    }
-}
-
-/// What became of a run of a singleton.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum RunOutcome {
-    Finished,
-    /// The handler failed or panicked.
-    Failed,
-    /// The lease was over before the run was.
-    CutShort,
-}
-
-impl EncodeLabelValue for RunOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self {
-            Self::Finished => "finished",
-            Self::Failed => "failed",
-            Self::CutShort => "cut_short",
-        };
-        name.encode(encoder)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RunLabels {
-    singleton: String,
-    outcome: RunOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SingletonLabels {
-    singleton: String,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeferredLabels {
     finished: bool,
-}
-
-/// Topics are the program's, so there are few; shards are told by other instruments.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MessageLabels {
-    to: String,
-    outcome: MessageOutcome,
 }
 
 /// The consumer's name is the program's, so there are few.
@@ -158,9 +98,7 @@ impl Drop for InFlight {
 pub(crate) struct Metrics {
     events: EventMetrics,
     rest: RestMetrics,
-    messages: Family<MessageLabels, Counter>,
-    runs: Family<RunLabels, Counter>,
-    singletons: Family<SingletonLabels, Gauge<i64, AtomicI64>>,
+    among: AmongMetrics,
     registry: Registry,
     interactions: Family<Labels, Counter>,
     deferred: Family<DeferredLabels, Counter>,
@@ -220,15 +158,8 @@ impl Metrics {
         events.register(&mut registry);
         let rest = RestMetrics::default();
         rest.register(&mut registry);
-        let messages = Family::<MessageLabels, Counter>::default();
-        let help = "Messages between workers by what became of them";
-        registry.register("messages", help, messages.clone());
-        let runs = Family::<RunLabels, Counter>::default();
-        let help = "Runs of singletons by what became of them";
-        registry.register("singleton_runs", help, runs.clone());
-        let singletons = Family::<SingletonLabels, Gauge<i64, AtomicI64>>::default();
-        let help = "Whether this worker is the one that runs the singleton";
-        registry.register("singleton_held", help, singletons.clone());
+        let among = AmongMetrics::default();
+        among.register(&mut registry);
         let interactions = Family::<Labels, Counter>::default();
         registry.register(
             "interactions",
@@ -269,9 +200,7 @@ impl Metrics {
         Self {
             events,
             rest,
-            messages,
-            runs,
-            singletons,
+            among,
             registry,
             interactions,
             deferred,
@@ -287,6 +216,11 @@ impl Metrics {
     /// For the requests that this worker sends.
     pub(crate) const fn rest(&self) -> &RestMetrics {
         &self.rest
+    }
+
+    /// For what workers do among themselves.
+    pub(crate) const fn among(&self) -> &AmongMetrics {
+        &self.among
     }
 
     pub(crate) fn event_started(&self) -> InFlight {
@@ -315,32 +249,6 @@ impl Metrics {
         let held = self.events.held.get_or_create(&of(consumer)).clone();
         held.inc();
         InFlight(held)
-    }
-
-    pub(crate) fn message(&self, to: &Address, outcome: MessageOutcome) {
-        let to = match to {
-            Address::Topic(topic) => topic.to_string(),
-            Address::Shard(_) => "shard".to_owned(),
-        };
-        let labels = MessageLabels { to, outcome };
-        self.messages.get_or_create(&labels).inc();
-    }
-
-    /// Counts a singleton as this worker's while the answer lives.
-    pub(crate) fn singleton_held(&self, singleton: &str) -> InFlight {
-        let singleton = singleton.to_owned();
-        let held = self
-            .singletons
-            .get_or_create(&SingletonLabels { singleton });
-        let held = held.clone();
-        held.inc();
-        InFlight(held)
-    }
-
-    pub(crate) fn singleton_ran(&self, singleton: &str, outcome: RunOutcome) {
-        let singleton = singleton.to_owned();
-        let labels = RunLabels { singleton, outcome };
-        self.runs.get_or_create(&labels).inc();
     }
 
     pub(crate) fn arrived(&self, age: Duration) {

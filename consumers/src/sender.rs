@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::metrics::{CommandMetrics, CommandOutcome};
+
 /// Longest wait for a proxy's word: it answers at once, also when the command must wait.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for an answer of JetStream's API.
@@ -35,6 +37,7 @@ pub struct CommandSender {
     client: async_nats::Client,
     prefix: Prefix,
     event_streams: u32,
+    metrics: CommandMetrics,
 }
 
 /// Why a command was not taken.
@@ -93,12 +96,19 @@ pub struct MembersChunk {
 impl CommandSender {
     /// A sender on a connection; `prefix` and `event_streams` are the proxy's.
     #[must_use]
-    pub const fn new(client: async_nats::Client, prefix: Prefix, event_streams: u32) -> Self {
+    pub fn new(client: async_nats::Client, prefix: Prefix, event_streams: u32) -> Self {
         Self {
             client,
             prefix,
             event_streams,
+            metrics: CommandMetrics::default(),
         }
+    }
+
+    /// Counted by these.
+    pub(crate) fn counted(self, metrics: &CommandMetrics) -> Self {
+        let metrics = metrics.clone();
+        Self { metrics, ..self }
     }
 
     /// Sends a command on a shard.
@@ -237,6 +247,22 @@ impl CommandSender {
     }
 
     async fn send(
+        &self,
+        subject: &Subject<'_>,
+        command: &GatewayCommand,
+    ) -> Result<CommandReply, SendError> {
+        let sent = self.request(subject, command).await;
+        self.metrics.count(match &sent {
+            Ok(reply) if reply.status == CommandStatus::Queued => CommandOutcome::Queued,
+            Ok(_) => CommandOutcome::Sent,
+            Err(SendError::Rejected(_)) => CommandOutcome::Rejected,
+            Err(SendError::NobodyHolds) => CommandOutcome::NobodyHolds,
+            Err(_) => CommandOutcome::Failed,
+        });
+        sent
+    }
+
+    async fn request(
         &self,
         subject: &Subject<'_>,
         command: &GatewayCommand,

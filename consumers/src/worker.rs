@@ -168,6 +168,7 @@ fn share(config: &Config, router: Router, front: &Front, link: Link, rest: Rest)
         &link,
         &prefix,
         config.event_streams,
+        front.metrics.among().commands(),
     );
     Arc::new(Shared {
         tools,

@@ -152,6 +152,6 @@ impl Listener {
     }
 
     fn count(&self, outcome: MessageOutcome) {
-        self.shared.metrics.message(&self.to, outcome);
+        self.shared.metrics.among().message(&self.to, outcome);
     }
 }

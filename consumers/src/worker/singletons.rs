@@ -99,7 +99,7 @@ impl Task {
             let ended = match taken {
                 Ok(held) => {
                     tracing::info!(name, token = held.token, "this worker runs the singleton");
-                    let _held = self.shared.metrics.singleton_held(name);
+                    let _held = self.shared.metrics.among().singleton_held(name);
                     self.hold(held).await
                 }
                 Err(problem) => Err(problem),
@@ -268,7 +268,7 @@ impl Task {
                 (RunOutcome::CutShort, Some(problem.to_owned()))
             }
         };
-        self.shared.metrics.singleton_ran(name, outcome);
+        self.shared.metrics.among().singleton_ran(name, outcome);
         match problem {
             None => tracing::debug!(name, ?took, "the singleton ran"),
             Some(problem) => tracing::error!(name, ?took, problem, "the singleton failed"),

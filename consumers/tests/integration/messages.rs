@@ -181,6 +181,26 @@ async fn name(context: WorkerContext, message: Message) -> Result<String, Handle
     Ok(format!("{} for {}", context.worker().id, message.to))
 }
 
+#[tokio::test]
+async fn a_command_to_a_shard_that_no_proxy_holds_is_counted() {
+    async fn send(context: WorkerContext, _: Message) -> Result<String, HandlerError> {
+        let presence = serde_json::Map::new();
+        let sent = context.commands().set_presence([7], presence).await;
+        Ok(format!("{:?}", sent[0].1))
+    }
+    let world = World::start().await;
+    let router = Router::new().on_broadcast("presence", send);
+    let worker = worker(&world, "w", router).await;
+    let broadcast = broadcast(&world).await;
+    let answers = broadcast.gather("presence", "", WITHIN, 1).await.unwrap();
+    assert_eq!(answers[0].result.as_ref().unwrap(), "Err(NobodyHolds)");
+    metric(
+        &worker,
+        "consumers_commands_total{outcome=\"nobody_holds\"} 1",
+    )
+    .await;
+}
+
 async fn holder(world: &World, id: &str, seen: &Seen) -> Running {
     let events = Events::ordered("cache").shards(0..4);
     let events = events.on::<MessageDelete>(seen.notes()).on_message(name);
