@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -32,7 +33,7 @@ pub(crate) use outcome::Outcome;
 use pool::Pool;
 pub(crate) use settle::{Settled, settle, tell};
 pub(crate) use shared::Shared;
-use shared::Warnings;
+use shared::{DEFERRED_MAX, Warnings};
 use singletons::Singletons;
 
 use crate::admin::{self, Admin};
@@ -181,6 +182,7 @@ fn share(config: &Config, router: Router, front: &Front, link: Link, rest: Rest)
         prefix,
         link,
         warnings: Warnings::default(),
+        deferred: Semaphore::new(DEFERRED_MAX),
     })
 }
 

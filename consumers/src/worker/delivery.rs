@@ -1,7 +1,6 @@
 //! One delivery from arrival to acknowledgement: type it, judge its age, let the handler answer,
 //! post the answer, tell the stream.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::{AckKind, Message};
@@ -18,7 +17,7 @@ use crate::interaction::{
     Freshness, InteractionEvent, Key, RESPONSE_WINDOW, TOKEN_LIFE, created_ms, freshness,
 };
 use crate::response::{Later, Response};
-use crate::rest::{AnswerError, Answered, Verdict};
+use crate::rest::{AnswerError, Answered};
 use crate::router::HandlerError;
 
 /// How often JetStream is told that a delivery is still being worked on.
@@ -32,14 +31,22 @@ const EDIT_RESERVE: Duration = Duration::from_secs(15);
 /// What the user sees when a handler fails.
 const APOLOGY: &str = "Something went wrong while handling this command.";
 
-/// Handles one delivery and settles it with the stream.
-pub(crate) async fn handle(shared: Arc<Shared>, message: Message) {
+/// What one delivery has led to besides its outcome.
+#[derive(Default)]
+struct Progress {
+    /// The interaction's age when the first response was posted, or not.
+    answered: Option<Duration>,
+    deferred: Option<Deferred>,
+}
+
+/// Handles one delivery and settles it with the stream; what is left to do after that, if anything.
+pub(crate) async fn handle(shared: &Shared, message: Message) -> Option<Deferred> {
     let span = tracing::info_span!("interaction", subject = %message.subject);
     async {
         shared.metrics.started();
-        let mut answered = None;
+        let mut done = Progress::default();
         let outcome = {
-            let work = process(&shared, &message, &mut answered);
+            let work = process(shared, &message, &mut done);
             tokio::pin!(work);
             let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
             progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,11 +58,12 @@ pub(crate) async fn handle(shared: Arc<Shared>, message: Message) {
             }
         };
         tell(&message, outcome.settlement()).await;
-        tracing::debug!(outcome = outcome.as_str(), age = ?answered, "interaction settled");
-        shared.metrics.finished(outcome, answered);
+        tracing::debug!(outcome = outcome.as_str(), age = ?done.answered, "interaction settled");
+        shared.metrics.finished(outcome, done.answered);
+        done.deferred
     }
     .instrument(span)
-    .await;
+    .await
 }
 
 /// A settlement that does not reach the server leads to another delivery, which Discord answers
@@ -66,8 +74,7 @@ async fn tell(message: &Message, settlement: AckKind) {
     }
 }
 
-/// `answered` becomes the interaction's age when the first response was posted, or not.
-async fn process(shared: &Shared, message: &Message, answered: &mut Option<Duration>) -> Outcome {
+async fn process(shared: &Shared, message: &Message, progress: &mut Progress) -> Outcome {
     let now_ms = unix_ms();
     let event = match InteractionEvent::decode(message.payload.clone()) {
         Ok(event) => event,
@@ -119,18 +126,21 @@ async fn process(shared: &Shared, message: &Message, answered: &mut Option<Durat
     let posted = rest
         .answer(&event.interaction, response.as_model(), deadline)
         .await;
-    *answered = Some(Duration::from_millis(
-        unix_ms().saturating_sub(created_ms(id)),
-    ));
-    let done = posted.is_ok();
-    let outcome = match failed {
+    progress.answered = Some(age_of(id));
+    if let (Some(later), Ok(_)) = (response.take_later(), &posted) {
+        let interaction = event.interaction;
+        progress.deferred = Some(Deferred { interaction, later });
+    }
+    match failed {
         true => Outcome::Failed,
         false => judge(posted, id, deliveries, deadline),
-    };
-    match response.take_later() {
-        Some(later) if done => finish(shared, &event.interaction, later, outcome).await,
-        _ => outcome,
     }
+}
+
+/// The rest of a deferred response.
+pub(crate) struct Deferred {
+    interaction: Interaction,
+    later: Later,
 }
 
 /// How long Discord still waits for the answer to an interaction, if it does.
@@ -163,41 +173,31 @@ fn apology(interaction: &Interaction) -> Response {
     }
 }
 
-/// Waits for the rest of a deferred response, and puts it in the place of "thinking …".
-async fn finish(
-    shared: &Shared,
-    interaction: &Interaction,
-    later: Later,
-    outcome: Outcome,
-) -> Outcome {
-    let id = interaction.id.get();
-    let age = Duration::from_millis(unix_ms().saturating_sub(created_ms(id)));
-    let left = TOKEN_LIFE.saturating_sub(age + EDIT_RESERVE);
-    let (response, failed) = match run(later, Instant::now() + left).await {
-        Ok(response) => (response, false),
-        Err(failure) => {
-            let asked = Key::of(interaction);
-            tracing::error!(id, ?asked, %failure, "the rest of a deferred response failed");
-            (Response::text(APOLOGY), true)
-        }
-    };
-    let edited = shared
-        .rest
-        .edit(interaction, response.as_model(), EDIT_RESERVE)
-        .await;
-    shared.metrics.deferred(edited.is_ok() && !failed);
-    match edited {
-        Ok(()) if failed => Outcome::Failed,
-        Ok(()) => outcome,
-        Err(error) => {
-            tracing::error!(id, %error, "the rest of a deferred response could not be posted");
-            match error.verdict() {
-                Verdict::TryAgain => Outcome::Unreachable,
-                Verdict::Gone => Outcome::Expired,
-                Verdict::Acknowledged | Verdict::Refused => Outcome::Refused,
+impl Deferred {
+    /// Waits for it, and puts it in the place of "thinking …".
+    pub(crate) async fn finish(self, shared: &Shared) {
+        let Self { interaction, later } = self;
+        let id = interaction.id.get();
+        let left = TOKEN_LIFE.saturating_sub(age_of(id) + EDIT_RESERVE);
+        let (response, failed) = match run(later, Instant::now() + left).await {
+            Ok(response) => (response, false),
+            Err(failure) => {
+                let asked = Key::of(&interaction);
+                tracing::error!(id, ?asked, %failure, "the rest of a deferred response failed");
+                (Response::text(APOLOGY), true)
             }
+        };
+        let model = response.as_model();
+        let edited = shared.rest.edit(&interaction, model, EDIT_RESERVE).await;
+        if let Err(error) = &edited {
+            tracing::error!(id, %error, "the rest of a deferred response could not be posted");
         }
+        shared.metrics.deferred(edited.is_ok() && !failed);
     }
+}
+
+fn age_of(id: u64) -> Duration {
+    Duration::from_millis(unix_ms().saturating_sub(created_ms(id)))
 }
 
 /// How long the stream has had a message, by its clock and ours.

@@ -122,10 +122,23 @@ impl Puller {
         let shared = Arc::clone(&self.shared);
         let abandoned = self.abandoned.clone();
         self.deliveries.spawn(async move {
-            abandoned
-                .run_until_cancelled(delivery::handle(shared, message))
-                .await;
-            drop(slot);
+            let handling = async {
+                let Some(deferred) = delivery::handle(&shared, message).await else {
+                    return drop(slot);
+                };
+                // Deferred work takes minutes, while others wait for their first response.
+                match shared.deferred.try_acquire() {
+                    Ok(_place) => {
+                        drop(slot);
+                        deferred.finish(&shared).await;
+                    }
+                    Err(_) => {
+                        deferred.finish(&shared).await;
+                        drop(slot);
+                    }
+                }
+            };
+            abandoned.run_until_cancelled(handling).await;
         });
     }
 

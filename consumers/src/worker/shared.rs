@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::jetstream::Message;
 use schemas::message::NATS_MSG_ID;
 use schemas::{MessageId, Prefix, Subject, SubjectError};
+use tokio::sync::Semaphore;
 
 use crate::context::{Context, Event, WorkerContext, WorkerInfo};
 use crate::metrics::Metrics;
@@ -29,7 +30,13 @@ pub(crate) struct Shared {
     /// What handlers get.
     pub(crate) tools: WorkerContext,
     pub(crate) warnings: Warnings,
+    /// Places for deferred work beside the interactions that wait for a first response.
+    pub(crate) deferred: Semaphore,
 }
+
+/// Deferred responses at once that take no place of an interaction: each waits for something else,
+/// and is a task of a few kilobytes.
+pub(crate) const DEFERRED_MAX: usize = 1000;
 
 /// Warnings that a backlog or a foreign publisher can repeat without end.
 #[derive(Debug, Default)]
