@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{Context as JetStream, ErrorCode, Message};
+use async_nats::jetstream::{Context as JetStream, ErrorCode};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use schemas::message::{
     DEAD_DELIVERIES, DEAD_MESSAGE_ID, DEAD_PLACE, DEAD_REASON, DEAD_SUBJECT, NATS_MSG_ID,
 };
 use schemas::{Prefix, Subject};
 use tokio::time::timeout;
+
+use crate::receipt::Receipt;
 
 /// Time to look at what failed, over a long weekend.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -152,14 +154,14 @@ pub(crate) async fn bury(
     message_id: &str,
 ) -> Result<(), String> {
     let subject = Subject::Dead { consumer }.with_prefix(prefix);
-    let info = message.info().map_err(|error| error.to_string())?;
+    let receipt = Receipt::of(message).ok_or("it is no delivery")?;
     let mut headers = HeaderMap::new();
     headers.insert(NATS_MSG_ID, format!("{consumer}/{message_id}"));
     headers.insert(DEAD_MESSAGE_ID, message_id);
     headers.insert(DEAD_REASON, header_text(reason));
     headers.insert(DEAD_SUBJECT, message.subject.as_str());
-    headers.insert(DEAD_DELIVERIES, info.delivered.to_string());
-    let place = format!("{}@{}", info.stream, info.stream_sequence);
+    headers.insert(DEAD_DELIVERIES, receipt.delivered.to_string());
+    let place = format!("{}@{}", receipt.stream, receipt.sequence);
     headers.insert(DEAD_PLACE, place);
     match store(
         jetstream,

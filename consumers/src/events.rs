@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use schemas::Prefix;
@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::event::{RawEvent, TypedEvent};
 use crate::feed::{Gap, ShardChange, Start};
 use crate::messages::MessageHandler;
+use crate::metrics::{EventCounters, EventOutcome, Metrics};
 use crate::router::HandlerError;
 use crate::verdict::{Attempts, Verdict};
 
@@ -94,6 +95,7 @@ pub struct Events {
     pub(crate) lease: Duration,
     pub(crate) shards: Vec<u32>,
     pub(crate) messages: Option<Arc<dyn MessageHandler>>,
+    counters: OnceLock<EventCounters>,
     handlers: BTreeMap<String, Handlers>,
     any: Option<Raw>,
 }
@@ -141,6 +143,7 @@ impl Events {
             lease: LEASE,
             shards: Vec::new(),
             messages: None,
+            counters: OnceLock::new(),
             handlers: BTreeMap::new(),
             any: None,
         }
@@ -306,6 +309,14 @@ impl Events {
     /// True when there is a handler for events of this name.
     pub(crate) fn handles(&self, event: &str) -> bool {
         self.any.is_some() || self.handlers.contains_key(event)
+    }
+
+    /// Counts what became of an event, in the metrics of the worker that these events belong to.
+    pub(crate) fn count(&self, metrics: &Metrics, outcome: EventOutcome) {
+        let counters = self
+            .counters
+            .get_or_init(|| metrics.event_counters(&self.name));
+        counters.count(outcome);
     }
 
     /// Finds the handler of a frame and starts it.

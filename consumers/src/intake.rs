@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::Message;
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{HeaderMap, Message, Subscriber};
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -156,17 +155,14 @@ impl Intake {
         })
     }
 
-    fn take(&mut self, message: async_nats::Message) -> Arrival {
+    fn take(&mut self, message: Message) -> Arrival {
         self.outstanding = self.outstanding.saturating_sub(1);
         if let Some(pin) = message.headers.as_ref().and_then(|all| all.get(PIN_ID))
             && self.pin.as_deref() != Some(pin.as_str())
         {
             self.pin = Some(pin.to_string());
         }
-        Arrival::Message(Box::new(Message {
-            message,
-            context: self.link.jetstream.clone(),
-        }))
+        Arrival::Message(Box::new(message))
     }
 }
 

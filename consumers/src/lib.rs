@@ -46,6 +46,7 @@ mod nats;
 mod ordered;
 mod place;
 mod query;
+mod receipt;
 mod registry;
 mod response;
 mod rest;

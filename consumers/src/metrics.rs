@@ -51,6 +51,19 @@ pub(crate) enum EventOutcome {
     Repeated,
 }
 
+impl EventOutcome {
+    /// In the order of their numbers.
+    const ALL: [Self; 7] = [
+        Self::Handled,
+        Self::Discarded,
+        Self::Unhandled,
+        Self::Retried,
+        Self::Dead,
+        Self::Foreign,
+        Self::Repeated,
+    ];
+}
+
 impl EncodeLabelValue for EventOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self {
@@ -90,6 +103,26 @@ pub(crate) struct InFlight(Gauge<i64, AtomicI64>);
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// Counts something that is being done while it lives.
+#[derive(Debug)]
+pub(crate) struct Started<'a>(&'a Gauge<i64, AtomicI64>);
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The counters of one consumer's events, by outcome.
+#[derive(Clone, Debug)]
+pub(crate) struct EventCounters([Counter; EventOutcome::ALL.len()]);
+
+impl EventCounters {
+    pub(crate) fn count(&self, outcome: EventOutcome) {
+        self.0[outcome as usize].inc();
     }
 }
 
@@ -223,15 +256,20 @@ impl Metrics {
         &self.among
     }
 
-    pub(crate) fn event_started(&self) -> InFlight {
+    /// Counts an event as being handled while the answer lives.
+    pub(crate) fn event_started(&self) -> Started<'_> {
         self.events.in_flight.inc();
-        InFlight(self.events.in_flight.clone())
+        Started(&self.events.in_flight)
     }
 
-    pub(crate) fn event(&self, consumer: &str, outcome: EventOutcome) {
-        let consumer = consumer.to_owned();
-        let labels = EventLabels { consumer, outcome };
-        self.events.outcomes.get_or_create(&labels).inc();
+    /// The counters of one consumer's events: looking them up costs more than counting.
+    pub(crate) fn event_counters(&self, consumer: &str) -> EventCounters {
+        let counter = |outcome| {
+            let consumer = consumer.to_owned();
+            let labels = EventLabels { consumer, outcome };
+            self.events.outcomes.get_or_create(&labels).clone()
+        };
+        EventCounters(EventOutcome::ALL.map(counter))
     }
 
     pub(crate) fn event_undecodable(&self, consumer: &str) {

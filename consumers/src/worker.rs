@@ -3,6 +3,7 @@
 //! each event goes to one of them.
 
 mod attempt;
+mod begun;
 mod delivery;
 mod event_pool;
 mod events;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use attempt::attempt;
+pub(crate) use begun::{Begun, TOGETHER, begin};
 use event_pool::EventPool;
 pub(crate) use listener::{Listener, Listening};
 pub(crate) use opening::open_registry;

@@ -90,6 +90,11 @@ impl<T> Lanes<T> {
         !self.ready.is_empty()
     }
 
+    /// How many events may begin.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// An event is done; what waited for it may begin.
     pub(crate) fn finish(&mut self, sequence: u64) {
         match self.unfinished.remove(&sequence) {

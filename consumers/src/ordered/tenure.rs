@@ -288,7 +288,7 @@ impl Tenure {
     ) -> Result<Option<End>, String> {
         match arrival {
             Some(Arrival::Message(message)) => {
-                hand.take(&self.shared, &self.events, *message, begin).await;
+                hand.take(&self.shared, &self.events, message, begin).await;
                 Ok(None)
             }
             Some(Arrival::Over) => Ok(None),
@@ -317,7 +317,7 @@ impl Tenure {
         }
         while let Some(Some(arrival)) = intake.next().now_or_never() {
             if let Arrival::Message(message) = arrival {
-                hand.take(&self.shared, &self.events, *message, false).await;
+                hand.take(&self.shared, &self.events, message, false).await;
             }
         }
     }

@@ -3,8 +3,9 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::task::Poll;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, poll};
 use tokio::time::{Instant, timeout};
 
 use super::shared::Shared;
@@ -15,7 +16,13 @@ use crate::verdict::Ended;
 /// Lets the handler of the event try, within the time limit.
 pub(crate) async fn attempt(shared: &Shared, events: &Events, context: &Context) -> Ended {
     let handling = AssertUnwindSafe(run(shared, events, context)).catch_unwind();
-    match timeout(events.timeout, handling).await {
+    tokio::pin!(handling);
+    // Most end at once and need no timer.
+    let ended = match poll!(handling.as_mut()) {
+        Poll::Ready(ended) => Ok(ended),
+        Poll::Pending => timeout(events.timeout, handling).await,
+    };
+    match ended {
         Ok(Ok(ended)) => ended,
         Ok(Err(panic)) => Ended::Failed(format!("the handler panicked: {}", panic_text(&*panic))),
         Err(_) => Ended::Failed(format!("the handler took longer than {:?}", events.timeout)),

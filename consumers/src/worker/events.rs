@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use async_nats::jetstream::{AckKind, Message};
-use futures_util::FutureExt as _;
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Message};
+use futures_util::{FutureExt as _, poll};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::attempt::attempt;
+use super::begun::{Begun, TOGETHER, begin};
 use super::settle::{Settled, settle, tell};
 use super::shared::Shared;
 use crate::context::Context;
@@ -67,6 +70,31 @@ enum End {
     Stopping,
 }
 
+/// Handlers that have begun, and how many events are theirs.
+#[derive(Debug, Default)]
+struct InHand {
+    tasks: JoinSet<Begun<()>>,
+    events: usize,
+}
+
+impl InHand {
+    /// Waits until a task is over, which frees places; `None` when there is none. Cancel-safe.
+    async fn some_ended(&mut self) -> Option<()> {
+        // What handlers do is contained; only a mistake here could end a task otherwise.
+        let begun = match self.tasks.join_next().await? {
+            Ok(begun) => begun,
+            Err(error) => {
+                tracing::error!(%error, "the task of events ended");
+                self.events = self.events.saturating_sub(TOGETHER);
+                return Some(());
+            }
+        };
+        let ended = begun.go_on(&mut self.tasks);
+        self.events = self.events.saturating_sub(ended.len());
+        Some(())
+    }
+}
+
 /// How far the consumer was when somebody looked.
 #[derive(Debug)]
 struct Known {
@@ -77,7 +105,7 @@ struct Known {
 impl EventPuller {
     /// Pulls until told to stop, then until what is in flight is done.
     pub(crate) async fn run(self, place: Place) {
-        let mut tasks = JoinSet::new();
+        let mut in_hand = InHand::default();
         let mut known = Arc::new(Known {
             created: place.created,
             floor: AtomicU64::new(place.floor),
@@ -90,11 +118,11 @@ impl EventPuller {
                     known.clone(),
                 );
                 let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
-                self.pull(&mut tasks).await
+                self.pull(&mut in_hand).await
             };
             match end {
                 End::Again => {}
-                End::Paused => self.wait_for_resume(&mut tasks).await,
+                End::Paused => self.wait_for_resume(&mut in_hand).await,
                 End::Reopen => match self.reopen(&known).await {
                     Some(opened) => known = opened,
                     None => break,
@@ -102,13 +130,13 @@ impl EventPuller {
                 End::Stopping => break,
             }
         }
-        let in_flight = tasks.len();
+        let in_flight = in_hand.events;
         let consumer = &self.durable.name;
         tracing::info!(consumer, in_flight, "stopped pulling events, finishing");
-        while tasks.join_next().await.is_some() {}
+        while in_hand.some_ended().await.is_some() {}
     }
 
-    async fn pull(&self, tasks: &mut JoinSet<()>) -> End {
+    async fn pull(&self, in_hand: &mut InHand) -> End {
         let (stopping, mut paused) = (self.stopping.clone(), self.paused.clone());
         let (link, durable) = (self.shared.link.clone(), self.durable.clone());
         let opening = Intake::open(&link, &durable.stream, &durable.name);
@@ -120,31 +148,32 @@ impl EventPuller {
                 Err(error) => return self.failed(&error),
             },
         };
-        let connection = intake.connection();
+        let replaced = link.replaced(intake.connection());
+        let stopped = stopping.cancelled();
+        tokio::pin!(replaced, stopped);
         loop {
-            if let Err(error) = self.ask(&mut intake, tasks.len()).await {
+            if let Err(error) = self.ask(&mut intake, in_hand.events).await {
                 return self.failed(&error);
             }
             let waiting = intake.outstanding() > 0;
             let overdue = intake.overdue();
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => {
-                    give_back(&mut intake).await;
+                () = &mut stopped => {
+                    give_back(&self.shared.link.client, &mut intake).await;
                     return End::Stopping;
                 }
                 () = becomes(&mut paused, true) => {
-                    give_back(&mut intake).await;
+                    give_back(&self.shared.link.client, &mut intake).await;
                     return End::Paused;
                 }
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
-                () = link.replaced(connection) => return End::Again,
-                arrival = intake.next() => match arrival {
-                    Some(Arrival::Message(message)) => self.start(*message, tasks),
-                    Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
-                    Some(Arrival::Gone(why) | Arrival::Refused(why)) => return self.failed(&why),
-                    None => return End::Stopping,
-                },
+                Some(()) = in_hand.some_ended() => {}
+                () = &mut replaced => return End::Again,
+                arrival = intake.next() => {
+                    if let Some(end) = self.arrived(arrival, &mut intake, in_hand) {
+                        return end;
+                    }
+                }
                 () = sleep_until(overdue), if waiting => intake.forget(),
             }
         }
@@ -160,10 +189,46 @@ impl EventPuller {
         intake.request(free, PULL_EXPIRES, false).await
     }
 
-    fn start(&self, message: Message, tasks: &mut JoinSet<()>) {
+    /// Sees to what came in, and to what came in with it.
+    fn arrived(
+        &self,
+        first: Option<Arrival>,
+        intake: &mut Intake,
+        in_hand: &mut InHand,
+    ) -> Option<End> {
+        let mut together = Vec::new();
+        let mut next = Some(first);
+        let mut end = None;
+        while let Some(arrival) = next {
+            match arrival {
+                Some(Arrival::Message(message)) => together.push(*message),
+                Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
+                Some(Arrival::Gone(why) | Arrival::Refused(why)) => end = Some(self.failed(&why)),
+                None => end = Some(End::Stopping),
+            }
+            if together.len() == TOGETHER {
+                self.start(std::mem::take(&mut together), in_hand);
+            }
+            next = match end {
+                None => intake.next().now_or_never(),
+                Some(_) => None,
+            };
+        }
+        if !together.is_empty() {
+            self.start(together, in_hand);
+        }
+        end
+    }
+
+    fn start(&self, messages: Vec<Message>, in_hand: &mut InHand) {
+        in_hand.events += messages.len();
         let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
-        let span = tracing::info_span!("event", subject = %message.subject);
-        tasks.spawn(async move { handle(&shared, &events, message).await }.instrument(span));
+        let handlings = messages.into_iter().map(move |message| {
+            // Off by default: a span costs more than all the rest of an event does.
+            let span = tracing::debug_span!("event", subject = %message.subject);
+            handle(Arc::clone(&shared), Arc::clone(&events), message).instrument(span)
+        });
+        in_hand.tasks.spawn(begin(handlings));
     }
 
     fn failed(&self, error: &str) -> End {
@@ -177,14 +242,14 @@ impl EventPuller {
         End::Reopen
     }
 
-    async fn wait_for_resume(&self, tasks: &mut JoinSet<()>) {
+    async fn wait_for_resume(&self, in_hand: &mut InHand) {
         let (stopping, mut paused) = (self.stopping.clone(), self.paused.clone());
         tracing::info!(consumer = self.durable.name, "paused");
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = becomes(&mut paused, false) => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+                Some(()) = in_hand.some_ended() => {}
             }
         }
         tracing::info!(consumer = self.durable.name, "resumed");
@@ -276,38 +341,50 @@ async fn look(shared: Arc<Shared>, durable: Durable, known: Arc<Known>) {
 }
 
 /// Hands back what has arrived and will not be started, so that another worker has it at once.
-async fn give_back(intake: &mut Intake) {
+async fn give_back(client: &Client, intake: &mut Intake) {
     while let Some(Some(arrival)) = intake.next().now_or_never() {
         if let Arrival::Message(message) = arrival {
-            tell(&message, AckKind::Nak(None)).await;
+            tell(client, &message, AckKind::Nak(None)).await;
         }
     }
 }
 
 /// Handles one delivery and settles it with the stream.
-async fn handle(shared: &Shared, events: &Events, message: Message) {
+async fn handle(shared: Arc<Shared>, events: Arc<Events>, message: Message) {
+    let client = &shared.link.client;
     let context = match shared.context(&message) {
         Ok(context) => context,
         Err(error) => {
             tracing::warn!(%error, "a message has a subject that is not ours");
-            tell(&message, AckKind::Term).await;
-            shared.metrics.event(&events.name, EventOutcome::Foreign);
+            tell(client, &message, AckKind::Term).await;
+            events.count(&shared.metrics, EventOutcome::Foreign);
             return;
         }
     };
     let _in_flight = shared.metrics.event_started();
-    let work = work(shared, events, &message, &context);
+    let work = work(&shared, &events, &message, &context);
+    tokio::pin!(work);
+    // Most are done at once and need no timer.
+    let settled = match poll!(work.as_mut()) {
+        Poll::Ready(settled) => settled,
+        Poll::Pending => while_alive(client, &message, work).await,
+    };
+    if let Settled::Again(pause) = settled {
+        tell(client, &message, AckKind::Nak(Some(pause))).await;
+    }
+}
+
+/// Tells the server that an event is being worked on, until it no longer is.
+async fn while_alive<T>(client: &Client, message: &Message, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let settled = loop {
+    loop {
         tokio::select! {
-            settled = &mut work => break settled,
-            _ = progress.tick() => tell(&message, AckKind::Progress).await,
+            biased;
+            done = &mut work => return done,
+            _ = progress.tick() => tell(client, message, AckKind::Progress).await,
         }
-    };
-    if let Settled::Again(pause) = settled {
-        tell(&message, AckKind::Nak(Some(pause))).await;
     }
 }
 
@@ -320,7 +397,7 @@ async fn foreign(
 ) -> Settled {
     let deliveries = context.event.deliveries;
     if deliveries < FOREIGN_DELIVERIES {
-        shared.metrics.event(&events.name, EventOutcome::Unhandled);
+        events.count(&shared.metrics, EventOutcome::Unhandled);
         let times = u32::try_from(deliveries).unwrap_or(u32::MAX);
         return Settled::Again(FOREIGN_PAUSE.saturating_mul(times));
     }

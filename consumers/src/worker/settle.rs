@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{AckKind, Message};
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Message};
 use tokio::time::Instant;
 
 use super::shared::Shared;
@@ -32,10 +33,11 @@ pub(crate) async fn settle(
     context: &Context,
     next: Next,
 ) -> Settled {
-    let count = |outcome| shared.metrics.event(&events.name, outcome);
+    let count = |outcome| events.count(&shared.metrics, outcome);
+    let client = &shared.link.client;
     match next {
         Next::Ack(finished) => {
-            tell(message, AckKind::Ack).await;
+            tell(client, message, AckKind::Ack).await;
             count(match finished {
                 Finished::Handled => EventOutcome::Handled,
                 Finished::Discarded => EventOutcome::Discarded,
@@ -67,7 +69,7 @@ pub(crate) async fn settle(
                 let event = &*context.event.name;
                 tracing::error!(event, id, reason, more, "an event is given up");
             }
-            tell(message, AckKind::Term).await;
+            tell(client, message, AckKind::Term).await;
             count(EventOutcome::Dead);
             Settled::Finished
         }
@@ -75,8 +77,11 @@ pub(crate) async fn settle(
 }
 
 /// What does not reach the server leads to another delivery: events are handled at least once.
-pub(crate) async fn tell(message: &Message, kind: AckKind) {
-    if let Err(error) = message.ack_with(kind).await {
+pub(crate) async fn tell(client: &Client, message: &Message, kind: AckKind) {
+    let Some(reply) = message.reply.clone() else {
+        return;
+    };
+    if let Err(error) = client.publish(reply, kind.into()).await {
         tracing::warn!(%error, "the stream could not be told about an event");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::Message;
+use async_nats::Message;
 use schemas::message::NATS_MSG_ID;
 use schemas::{MessageId, Prefix, Subject, SubjectError};
 use tokio::sync::Semaphore;
@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::context::{Context, Event, WorkerContext, WorkerInfo};
 use crate::metrics::Metrics;
 use crate::nats::Link;
+use crate::receipt::Receipt;
 use crate::rest::Rest;
 use crate::router::Router;
 use crate::shards::Shards;
@@ -61,20 +62,20 @@ impl Shared {
         else {
             return Err(foreign());
         };
-        let info = message.info().map_err(|_| foreign())?;
+        let receipt = Receipt::of(message).ok_or_else(foreign)?;
         // Every event of the proxy has the header; a message somebody stored by hand is told from
         // others by its place in the stream.
         let headers = message.headers.as_ref();
         let stated = headers.and_then(|headers| headers.get(NATS_MSG_ID));
-        let message_id = stated.map_or_else(
-            || format!("{}@{}", info.stream, info.stream_sequence),
-            ToString::to_string,
+        let message_id: Arc<str> = stated.map_or_else(
+            || format!("{}@{}", receipt.stream, receipt.sequence).into(),
+            |stated| stated.as_str().into(),
         );
         let dispatch = MessageId::parse(&message_id).ok();
         let dispatch = dispatch.filter(|id| id.synthetic.is_none());
         let seq = dispatch.map(|id| id.seq);
         let age = SystemTime::now()
-            .duration_since(SystemTime::from(info.published))
+            .duration_since(receipt.published)
             .unwrap_or(Duration::ZERO);
         Ok(Context {
             event: Event {
@@ -82,11 +83,11 @@ impl Shared {
                 frame: message.payload.clone(),
                 seq,
                 guild,
-                sequence: info.stream_sequence,
-                deliveries: u64::try_from(info.delivered).unwrap_or(1),
+                sequence: receipt.sequence,
+                deliveries: receipt.delivered,
             },
             shard: self.shards.info(shard, guild),
-            message_id: message_id.into(),
+            message_id,
             age,
             tools: self.tools.clone(),
         })

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::{AckKind, Message};
-use async_nats::{Client, Subject};
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Message, Subject};
 use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
@@ -18,13 +18,13 @@ use crate::events::Events;
 use crate::metrics::EventOutcome;
 use crate::ordered::lanes::{Lane, Lanes};
 use crate::place::Place;
-use crate::worker::{Shared, tell};
+use crate::worker::{Begun, Shared, tell};
 
 /// How often JetStream is told about what waits or runs.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(SHARD_ACK_WAIT.as_millis() as u64 / 3);
 
 /// An event on its way to its handler.
-pub(super) type Item = (Message, Context);
+pub(super) type Item = (Box<Message>, Context);
 
 /// An event whose task is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) struct Hand {
     replies: BTreeMap<u64, Subject>,
     /// Arrived while nothing may begin.
     waiting: BTreeMap<u64, Item>,
-    running: JoinSet<Ended>,
+    running: JoinSet<Begun<Ended>>,
     /// When the stream was made, and how far the consumer was then; once that is known.
     opened: Option<Place>,
     next_progress: Instant,
@@ -94,15 +94,15 @@ impl Hand {
         &mut self,
         shared: &Arc<Shared>,
         events: &Events,
-        message: Message,
+        message: Box<Message>,
         begin: bool,
     ) {
         let context = match shared.context(&message) {
             Ok(context) => context,
             Err(error) => {
                 tracing::warn!(%error, "a message has a subject that is not ours");
-                tell(&message, AckKind::Term).await;
-                shared.metrics.event(&events.name, EventOutcome::Foreign);
+                tell(&shared.link.client, &message, AckKind::Term).await;
+                events.count(&shared.metrics, EventOutcome::Foreign);
                 return;
             }
         };
@@ -114,8 +114,8 @@ impl Hand {
             return;
         }
         if self.lanes.knows(sequence) {
-            tell(&message, AckKind::Ack).await;
-            shared.metrics.event(&events.name, EventOutcome::Repeated);
+            tell(&shared.link.client, &message, AckKind::Ack).await;
+            events.count(&shared.metrics, EventOutcome::Repeated);
             return;
         }
         if sequence < self.lanes.highest() {
@@ -144,16 +144,16 @@ impl Hand {
         self.lanes.push(sequence, lane, item);
     }
 
-    /// Starts the task of an event.
-    pub(super) fn start(&mut self, task: impl Future<Output = Ended> + Send + 'static) {
+    /// Starts the task of events that begin together.
+    pub(super) fn start(&mut self, task: impl Future<Output = Begun<Ended>> + Send + 'static) {
         self.running.spawn(task);
     }
 
     /// Waits for a task to end; `None` when none runs. Cancel-safe.
-    pub(super) async fn done(&mut self) -> Option<Ended> {
+    pub(super) async fn done(&mut self) -> Option<Vec<Ended>> {
         loop {
             match self.running.join_next().await? {
-                Ok(ended) => return Some(ended),
+                Ok(begun) => return Some(begun.go_on(&mut self.running)),
                 // What handlers do is contained; only a mistake here could end a task so. Its event
                 // is delivered again, to the next holder.
                 Err(error) => tracing::error!(%error, "the task of an event ended"),
@@ -172,11 +172,13 @@ impl Hand {
         !self.running.is_empty()
     }
 
-    /// A task is over; if its event is done, the server knows.
-    pub(super) fn finish(&mut self, ended: Ended) {
-        if ended.finished {
-            self.replies.remove(&ended.sequence);
-            self.lanes.finish(ended.sequence);
+    /// Events are over; of those that are done the server knows.
+    pub(super) fn finish(&mut self, ended: Vec<Ended>) {
+        for ended in ended {
+            if ended.finished {
+                self.replies.remove(&ended.sequence);
+                self.lanes.finish(ended.sequence);
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -12,10 +13,10 @@ use tracing::Instrument as _;
 use super::hand::{Ended, Hand, Item};
 use super::{End, FIRST_PULL_EXPIRES, PULL_EXPIRES, Tenure, WINDOW};
 use crate::events::Events;
-use crate::intake::Intake;
+use crate::intake::{Arrival, Intake};
 use crate::lease::Lease;
 use crate::verdict::{self, Next};
-use crate::worker::{Settled, Shared, attempt, settle};
+use crate::worker::{Settled, Shared, TOGETHER, attempt, begin, settle};
 
 /// Pause before an event whose task could not begin is looked at again.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -24,41 +25,80 @@ impl Tenure {
     /// Works until something happens to the consumer, the way to it or the tenure.
     pub(super) async fn work(&self, intake: &mut Intake, hand: &mut Hand) -> Result<End, String> {
         let mut paused = self.paused.clone();
-        let connection = intake.connection();
+        let job = Arc::new(Job {
+            shared: Arc::clone(&self.shared),
+            events: Arc::clone(&self.events),
+            lease: Arc::clone(&self.lease),
+            slots: Arc::clone(&self.slots),
+            release: self.release.clone(),
+        });
+        let released = self.release.cancelled();
+        let replaced = self.shared.link.replaced(intake.connection());
+        tokio::pin!(released, replaced);
         loop {
             let resting = *paused.borrow_and_update();
             if !resting {
-                self.begin_ready(hand);
+                self.begin_ready(hand, &job);
                 self.ask(intake, hand).await?;
             }
             let (asked, overdue) = (intake.outstanding() > 0, intake.overdue());
             let (busy, progress) = (hand.is_busy(), hand.progress_due());
             let ready = !resting && hand.lanes.has_ready();
-            let (may_begin, must_wait) = (self.lease.is_valid(), !self.lease.is_valid());
+            let may_begin = self.lease.is_valid();
+            let look = if asked {
+                progress.min(overdue)
+            } else {
+                progress
+            };
             tokio::select! {
                 biased;
-                () = self.release.cancelled() => return Ok(End::Release),
-                Some(done) = hand.done(), if busy => hand.finish(done),
-                () = self.shared.link.replaced(connection) => return Ok(End::Again),
+                () = &mut released => return Ok(End::Release),
+                // Before what comes in: a flood must not keep the server from hearing of events that
+                // take long.
+                () = sleep_until(look) => {
+                    if look == progress {
+                        hand.tell_progress(&self.shared.link.client).await;
+                    } else {
+                        // The server has forgotten the request, and perhaps what it answered.
+                        intake.forget();
+                        return Ok(End::Again);
+                    }
+                }
+                Some(done) = hand.done(), if busy => {
+                    hand.finish(done);
+                    hand.see_done();
+                }
+                () = &mut replaced => return Ok(End::Again),
                 slot = Arc::clone(&self.slots).acquire_owned(), if ready && may_begin => {
                     let slot = slot.expect("the semaphore is never closed");
-                    self.begin_next(hand, slot);
+                    begin_together(hand, slot, &job);
                 }
-                () = sleep(LEASE_PAUSE), if ready && must_wait => {}
+                () = sleep(LEASE_PAUSE), if ready && !may_begin => {}
                 arrival = intake.next() => {
-                    if let Some(end) = self.arrived(arrival, intake, hand, true).await? {
+                    if let Some(end) = self.all_arrived(arrival, intake, hand).await? {
                         return Ok(end);
                     }
                 }
-                () = sleep_until(progress) => hand.tell_progress(&self.shared.link.client).await,
                 () = changed(&mut paused) => {}
-                // The server has forgotten the request, and perhaps what it answered.
-                () = sleep_until(overdue), if asked => {
-                    intake.forget();
-                    return Ok(End::Again);
-                }
             }
         }
+    }
+
+    /// Takes what came in, and what came in with it.
+    async fn all_arrived(
+        &self,
+        first: Option<Arrival>,
+        intake: &mut Intake,
+        hand: &mut Hand,
+    ) -> Result<Option<End>, String> {
+        let mut next = Some(first);
+        while let Some(arrival) = next {
+            if let Some(end) = self.arrived(arrival, intake, hand, true).await? {
+                return Ok(Some(end));
+            }
+            next = intake.next().now_or_never();
+        }
+        Ok(None)
     }
 
     /// Asks for as much as there is room for, but not for each place that becomes free.
@@ -76,62 +116,68 @@ impl Tenure {
     }
 
     /// Lets begin what may, as long as there are free slots.
-    fn begin_ready(&self, hand: &mut Hand) {
+    fn begin_ready(&self, hand: &mut Hand, job: &Arc<Job>) {
         while hand.lanes.has_ready() && self.lease.is_valid() {
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            let free = self.slots.available_permits();
+            let together = hand.lanes.ready().min(TOGETHER).min(free);
+            let wanted = u32::try_from(together).unwrap_or(1).max(1);
+            let Ok(slots) = Arc::clone(&self.slots).try_acquire_many_owned(wanted) else {
                 return;
             };
-            self.begin_next(hand, slot);
+            begin_together(hand, slots, job);
         }
-    }
-
-    fn begin_next(&self, hand: &mut Hand, slot: OwnedSemaphorePermit) {
-        let Some((sequence, item)) = hand.lanes.next() else {
-            return;
-        };
-        let span = tracing::info_span!("event", subject = %item.0.subject);
-        let job = Job {
-            shared: Arc::clone(&self.shared),
-            events: Arc::clone(&self.events),
-            lease: Arc::clone(&self.lease),
-            slots: Arc::clone(&self.slots),
-        };
-        let release = self.release.clone();
-        let running = async move {
-            let finished = job.run(item, slot, &release).await;
-            Ended { sequence, finished }
-        };
-        hand.start(running.instrument(span));
     }
 }
 
-/// One event until it is done.
+/// Lets begin as many events as there are slots.
+fn begin_together(hand: &mut Hand, mut slots: OwnedSemaphorePermit, job: &Arc<Job>) {
+    let mut together = Vec::with_capacity(slots.num_permits());
+    while slots.num_permits() > 0
+        && let Some(event) = hand.lanes.next()
+        && let Some(slot) = slots.split(1)
+    {
+        together.push((event, slot));
+    }
+    if together.is_empty() {
+        return;
+    }
+    let job = Arc::clone(job);
+    let handlings = together.into_iter().map(move |((sequence, item), slot)| {
+        // Off by default: a span costs more than all the rest of an event does.
+        let span = tracing::debug_span!("event", subject = %item.0.subject);
+        let job = Arc::clone(&job);
+        let running = async move {
+            let finished = job.run(item, slot).await;
+            Ended { sequence, finished }
+        };
+        running.instrument(span)
+    });
+    hand.start(begin(handlings));
+}
+
+/// What it takes to see one event through.
 struct Job {
     shared: Arc<Shared>,
     events: Arc<Events>,
     lease: Arc<Lease>,
     slots: Arc<Semaphore>,
+    release: CancellationToken,
 }
 
 impl Job {
     /// Attempts until the event is handled or buried. Its guild waits meanwhile; the slot does not.
     /// False when the shard is released between two attempts: the next holder goes on.
-    async fn run(
-        self,
-        (message, context): Item,
-        mut slot: OwnedSemaphorePermit,
-        release: &CancellationToken,
-    ) -> bool {
+    async fn run(&self, (message, context): Item, mut slot: OwnedSemaphorePermit) -> bool {
         let _in_flight = self.shared.metrics.event_started();
         let deliveries = context.event.deliveries;
         let mut number = 0;
         loop {
-            if release
-                .run_until_cancelled(self.lease.valid())
-                .await
-                .is_none()
-            {
-                return false;
+            let may_begin = self.lease.is_valid() && !self.release.is_cancelled();
+            if !may_begin {
+                let valid = self.release.run_until_cancelled(self.lease.valid());
+                if valid.await.is_none() {
+                    return false;
+                }
             }
             number += 1;
             let next = if deliveries > self.events.attempts.deliveries_max() {
@@ -154,7 +200,7 @@ impl Job {
                         sleep(pause).await;
                         Arc::clone(&self.slots).acquire_owned().await
                     };
-                    let Some(free) = release.run_until_cancelled(again).await else {
+                    let Some(free) = self.release.run_until_cancelled(again).await else {
                         return false;
                     };
                     slot = free.expect("the semaphore is never closed");
