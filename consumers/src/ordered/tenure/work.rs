@@ -143,7 +143,7 @@ fn begin_together(hand: &mut Hand, mut slots: OwnedSemaphorePermit, job: &Arc<Jo
     }
     let job = Arc::clone(job);
     let handlings = together.into_iter().map(move |((sequence, item), slot)| {
-        // Off by default: a span costs more than all the rest of an event does.
+        // Off by default: making a span, which is formatted and registered, is paid by every event.
         let span = tracing::debug_span!("event", subject = %item.0.subject);
         let job = Arc::clone(&job);
         let running = async move {
