@@ -562,6 +562,9 @@ async fn storm(storm: Storm) {
         max_concurrency: storm.shards,
         guilds_per_shard_max: storm.guilds,
         replay_events: 1_000_000,
+        // A burst in every guild is more than a slow reader's socket may hold, and a replay of several
+        // bursts too; it is not slow readers that are shown here.
+        backlog_events: 1_000_000,
         ..Config::default()
     })
     .await
