@@ -290,7 +290,7 @@ async fn a_frozen_member_finds_its_shards_taken_and_does_no_harm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_keeps_the_shards_busy_costs_no_lease() {
     let config = Config {
-        guilds: 240,
+        guilds: 96,
         guild_bytes: GuildBytes {
             median: 400_000,
             max: 2_000_000,
