@@ -4,15 +4,19 @@
 //     node send-command.mjs members 928069340888969672     # all members of a guild (GUILD_MEMBERS intent)
 
 import { randomBytes } from "node:crypto";
+import { DeliverPolicy, jetstream } from "@nats-io/jetstream";
 import { connect, NoRespondersError, RequestError } from "@nats-io/transport-node";
 import { ActivityType, GatewayOpcodes, PresenceUpdateStatus } from "discord-api-types/v10";
 
 const { NATS_URL = "nats://127.0.0.1:4222", SUBJECT_PREFIX: PREFIX = "discord" } = process.env;
+const EVENTS = `${PREFIX.toUpperCase()}_EVENTS`;
+// How long a chunk may take, and how far our clock may be from the server's.
+const [CHUNK_TIMEOUT_MS, CLOCK_MARGIN_MS] = [30_000, 10_000];
 
 /** Ends the program with a word. */
 class Refused extends Error {}
 
-/** Sends a gateway payload; throws unless it was sent or waits for the shard's rate limit. */
+/** Sends a gateway payload and gives the proxy's reply; throws unless it was sent or waits for the shard's rate limit. */
 async function send(nc, subject, /** @type {import("discord-api-types/v10").GatewaySendPayload} */ payload) {
   let reply;
   try {
@@ -23,6 +27,7 @@ async function send(nc, subject, /** @type {import("discord-api-types/v10").Gate
   }
   if (reply.status === "rejected") throw new Refused(`rejected: ${reply.error}`);
   console.log(reply.status, reply.retry_after_ms ?? "");
+  return reply;
 }
 
 async function presence(nc, shard, activity) {
@@ -33,15 +38,21 @@ async function presence(nc, shard, activity) {
 
 /** Discord answers with GUILD_MEMBERS_CHUNK events, which have our nonce. */
 async function members(nc, guild) {
-  const nonce = randomBytes(8).toString("hex");
-  // Before asking: the live feed keeps nothing.
-  const feed = nc.subscribe(`${PREFIX}.shard.*.events`);
-  const d = { guild_id: guild, query: "", limit: 0, nonce };
-  await send(nc, `${PREFIX}.guild.${guild}.commands`, { op: GatewayOpcodes.RequestGuildMembers, d });
-  let seen = 0;
-  for await (const message of feed) {
-    // Cheaper than reading every event's JSON.
-    if (!message.headers.get("Nats-Subject").endsWith(`.${guild}.GUILD_MEMBERS_CHUNK`)) continue;
+  const own = randomBytes(8).toString("hex");
+  const d = { guild_id: guild, query: "", limit: 0, nonce: own };
+  const reply = await send(nc, `${PREFIX}.guild.${guild}.commands`, { op: GatewayOpcodes.RequestGuildMembers, d });
+  // All members of a guild may be asked for once in 30 s: if somebody just did, theirs are our chunks,
+  // and they may have come already. The stream still has them.
+  const nonce = reply.merged_with_nonce ?? own;
+  const since = Date.now() - (reply.sent_ms_ago ?? 0) - CLOCK_MARGIN_MS;
+  const chunks = await jetstream(nc).consumers.get(EVENTS, {
+    filter_subjects: `${PREFIX}.shard.*.events.${guild}.GUILD_MEMBERS_CHUNK`,
+    deliver_policy: DeliverPolicy.StartTime,
+    opt_start_time: new Date(since).toISOString(),
+  });
+  for (let seen = 0; ; ) {
+    const message = await chunks.next({ expires: CHUNK_TIMEOUT_MS + (reply.retry_after_ms ?? 0) });
+    if (message === null) throw new Refused("no chunk came in time");
     /** @type {import("discord-api-types/v10").GatewayGuildMembersChunkDispatch} */
     const { d: chunk } = message.json();
     if (chunk.nonce !== nonce) continue;

@@ -9,17 +9,25 @@ import json
 import os
 import secrets
 import sys
+from datetime import datetime, timedelta, timezone
 
 import nats
 from nats.errors import NoRespondersError
+from nats.js.api import ConsumerConfig, DeliverPolicy
 
 NATS_URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 PREFIX = os.environ.get("SUBJECT_PREFIX", "discord")
+EVENTS = f"{PREFIX.upper()}_EVENTS"
 PRESENCE_UPDATE, REQUEST_GUILD_MEMBERS = 3, 8
+# Seconds a chunk may take, and how far our clock may be from the server's.
+CHUNK_TIMEOUT, CLOCK_MARGIN = 30, 10
 
 
 async def send(nc, subject, op, data):
-    """Sends a gateway payload; raises unless it was sent or waits for the shard's rate limit."""
+    """Sends a gateway payload; raises unless it was sent or waits for the shard's rate limit.
+
+    Gives the proxy's reply.
+    """
     payload = json.dumps({"op": op, "d": data}).encode()
     try:
         reply = json.loads((await nc.request(subject, payload, timeout=5)).data)
@@ -28,6 +36,7 @@ async def send(nc, subject, op, data):
     if reply["status"] == "rejected":
         raise SystemExit(f"rejected: {reply['error']}")
     print(reply["status"], reply.get("retry_after_ms") or "", flush=True)
+    return reply
 
 
 async def presence(nc, shard, activity):
@@ -38,17 +47,19 @@ async def presence(nc, shard, activity):
 
 async def members(nc, guild):
     """Discord answers with GUILD_MEMBERS_CHUNK events, which have our nonce."""
-    nonce = secrets.token_hex(8)
-    # Before asking: the live feed keeps nothing.
-    feed = await nc.subscribe(f"{PREFIX}.shard.*.events", pending_bytes_limit=256 << 20)
-    data = {"guild_id": guild, "query": "", "limit": 0, "nonce": nonce}
-    await send(nc, f"{PREFIX}.guild.{guild}.commands", REQUEST_GUILD_MEMBERS, data)
+    data = {"guild_id": guild, "query": "", "limit": 0, "nonce": secrets.token_hex(8)}
+    reply = await send(nc, f"{PREFIX}.guild.{guild}.commands", REQUEST_GUILD_MEMBERS, data)
+    # All members of a guild may be asked for once in 30 s: if somebody just did, theirs are our chunks,
+    # and they may have come already. The stream still has them.
+    nonce = reply.get("merged_with_nonce") or data["nonce"]
+    since = datetime.now(timezone.utc) - timedelta(milliseconds=reply.get("sent_ms_ago") or 0, seconds=CLOCK_MARGIN)
+    config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=since)
+    subject = f"{PREFIX}.shard.*.events.{guild}.GUILD_MEMBERS_CHUNK"
+    feed = await nc.jetstream().subscribe(subject, stream=EVENTS, ordered_consumer=True, config=config)
+    patience = CHUNK_TIMEOUT + (reply.get("retry_after_ms") or 0) / 1000
     seen = 0
     while True:
-        message = await feed.next_msg(timeout=30)
-        # Cheaper than reading every event's JSON.
-        if not message.headers["Nats-Subject"].endswith(f".{guild}.GUILD_MEMBERS_CHUNK"):
-            continue
+        message = await feed.next_msg(timeout=patience)
         chunk = json.loads(message.data)["d"]
         if chunk.get("nonce") != nonce:
             continue

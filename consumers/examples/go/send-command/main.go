@@ -6,6 +6,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Gateway opcodes (Discord, Gateway Opcodes).
@@ -25,60 +27,81 @@ const (
 
 var prefix = cmp.Or(os.Getenv("SUBJECT_PREFIX"), "discord")
 
+const (
+	chunkTimeout = 30 * time.Second
+	// How far our clock may be from the server's.
+	clockMargin = 10 * time.Second
+)
+
+type reply struct {
+	Status          string  `json:"status"`
+	RetryAfterMs    uint64  `json:"retry_after_ms"`
+	Error           *string `json:"error"`
+	MergedWithNonce *string `json:"merged_with_nonce"`
+	SentMsAgo       uint64  `json:"sent_ms_ago"`
+}
+
 // send sends a gateway payload; an error unless it was sent or waits for the shard's rate limit.
-func send(nc *nats.Conn, subject string, op int, d map[string]any) error {
+func send(nc *nats.Conn, subject string, op int, d map[string]any) (reply reply, err error) {
 	payload, err := json.Marshal(map[string]any{"op": op, "d": d})
 	if err != nil {
-		return err
+		return reply, err
 	}
 	message, err := nc.Request(subject, payload, 5*time.Second)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("nobody answers %s: no proxy holds that shard", subject)
+		return reply, fmt.Errorf("nobody answers %s: no proxy holds that shard", subject)
 	}
 	if err != nil {
-		return err
-	}
-	var reply struct {
-		Status       string  `json:"status"`
-		RetryAfterMs *uint64 `json:"retry_after_ms"`
-		Error        *string `json:"error"`
+		return reply, err
 	}
 	if err := json.Unmarshal(message.Data, &reply); err != nil {
-		return err
+		return reply, err
 	}
 	if reply.Status == "rejected" && reply.Error != nil {
-		return fmt.Errorf("rejected: %s", *reply.Error)
+		return reply, fmt.Errorf("rejected: %s", *reply.Error)
 	}
 	fmt.Println(reply.Status)
-	return nil
+	return reply, nil
 }
 
 func presence(nc *nats.Conn, shard, activity string) error {
 	activities := []map[string]any{{"name": activity, "type": 0}}
 	d := map[string]any{"since": nil, "activities": activities, "status": "online", "afk": false}
-	return send(nc, prefix+".shard."+shard+".commands", presenceUpdate, d)
+	_, err := send(nc, prefix+".shard."+shard+".commands", presenceUpdate, d)
+	return err
 }
 
 // members asks for all members; Discord answers with GUILD_MEMBERS_CHUNK events, which have our nonce.
 func members(nc *nats.Conn, guild string) error {
 	nonce := nats.NewInbox()[len(nats.InboxPrefix):]
-	// Before asking: the live feed keeps nothing.
-	feed, err := nc.SubscribeSync(prefix + ".shard.*.events")
+	d := map[string]any{"guild_id": guild, "query": "", "limit": 0, "nonce": nonce}
+	reply, err := send(nc, prefix+".guild."+guild+".commands", requestGuildMembers, d)
 	if err != nil {
 		return err
 	}
-	d := map[string]any{"guild_id": guild, "query": "", "limit": 0, "nonce": nonce}
-	if err := send(nc, prefix+".guild."+guild+".commands", requestGuildMembers, d); err != nil {
+	// All members of a guild may be asked for once in 30 s: if somebody just did, theirs are our chunks,
+	// and they may have come already. The stream still has them.
+	if reply.MergedWithNonce != nil {
+		nonce = *reply.MergedWithNonce
+	}
+	since := time.Now().Add(-time.Duration(reply.SentMsAgo)*time.Millisecond - clockMargin)
+	js, err := jetstream.New(nc)
+	if err != nil {
 		return err
 	}
+	chunks, err := js.OrderedConsumer(context.Background(), strings.ToUpper(prefix)+"_EVENTS", jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{prefix + ".shard.*.events." + guild + ".GUILD_MEMBERS_CHUNK"},
+		DeliverPolicy:  jetstream.DeliverByStartTimePolicy,
+		OptStartTime:   &since,
+	})
+	if err != nil {
+		return err
+	}
+	patience := chunkTimeout + time.Duration(reply.RetryAfterMs)*time.Millisecond
 	for seen := 0; ; {
-		message, err := feed.NextMsg(30 * time.Second)
+		message, err := chunks.Next(jetstream.FetchMaxWait(patience))
 		if err != nil {
 			return err
-		}
-		// Cheaper than reading every event's JSON.
-		if !strings.HasSuffix(message.Header.Get("Nats-Subject"), "."+guild+".GUILD_MEMBERS_CHUNK") {
-			continue
 		}
 		var event struct {
 			D struct {
@@ -88,7 +111,7 @@ func members(nc *nats.Conn, guild string) error {
 				Members    []json.RawMessage `json:"members"`
 			} `json:"d"`
 		}
-		if err := json.Unmarshal(message.Data, &event); err != nil {
+		if err := json.Unmarshal(message.Data(), &event); err != nil {
 			return err
 		}
 		if event.D.Nonce != nonce {
