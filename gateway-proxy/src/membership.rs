@@ -125,7 +125,7 @@ impl Membership {
         let waiting = fleet.then(|| started.process.hold(NO_MEMBER));
         let coordinator = coordinator(started);
         let stop = CancellationToken::new();
-        let over = apart::run(apart(started), stop.clone(), move |bucket| {
+        let over = apart::run(apart(started, holder), stop.clone(), move |bucket| {
             let means = means(bucket);
             Agent::new(means, coordinator, leadership, others, wished, waiting)
         })?;
@@ -189,11 +189,12 @@ impl Membership {
     }
 }
 
-fn apart(started: &Started) -> Apart {
+fn apart(started: &Started, holder: &Holder) -> Apart {
     Apart {
         settings: started.nats_settings.clone(),
         name: format!("gateway-proxy {} lease", started.config.proxy_id()),
         prefix: started.config.prefix().clone(),
+        fatal: holder.fatal(),
     }
 }
 

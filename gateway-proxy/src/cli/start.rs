@@ -11,7 +11,7 @@ use schemas::{Plan, ShardId};
 use tracing::warn;
 
 use crate::admin::Admin;
-use crate::config::{Config, NatsSettings, NatsTarget, ShardCount};
+use crate::config::{Config, NatsSettings, NatsTarget};
 use crate::discord_api::{DiscordApi, GatewayBot};
 use crate::embedded::EmbeddedNats;
 use crate::exit::Fatal;
@@ -131,23 +131,20 @@ pub async fn start(config: Arc<Config>, shutdown: Shutdown) -> Result<Started, F
 }
 
 /// What NATS tells of the number of shards at the start.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Earlier {
-    count: Option<u32>,
+    count: u32,
     // Epoch of a plan with another count, of which nothing is left.
     void_plan: Option<u64>,
 }
 
-/// The sharding that sessions belong to: with `auto` it stays, whatever Discord recommends meanwhile.
+/// Reads the sharding that sessions belong to: with `auto` it stays, whatever Discord recommends meanwhile.
 async fn earlier(
     config: &Config,
     nats: &Nats,
     bucket: &kv::Store,
     gateway: &GatewayBot,
 ) -> Result<Earlier, Fatal> {
-    if config.shards() != ShardCount::Auto {
-        return Ok(Earlier::default());
-    }
     let states = States::new(Bucket::new(
         nats.client.clone(),
         nats.jetstream.clone(),
@@ -165,20 +162,19 @@ async fn earlier(
         }
         tokio::time::sleep(READ_PAUSE).await;
     };
-    let kept = snapshot.kept(unix_ms());
-    let known = kept.map(|kept| kept.count);
-    let running = kept.is_some_and(|kept| kept.running);
-    let count = count::at_start(known, running, gateway.shards);
-    if let Some(was) = known.filter(|was| *was != count) {
+    let found = snapshot.shardings(unix_ms());
+    let fixed = config.shards().fixed();
+    let count = fixed.unwrap_or_else(|| count::at_start(found, gateway.shards));
+    if let Some(was) = found.resumable.filter(|was| *was != count) {
         warn!(
             was,
             shards = count,
-            "Discord recommends so many more shards that sessions begin anew"
+            "sessions of another number of shards are not resumed: they begin anew"
         );
     }
-    let void = |plan: &&Plan| !running && plan.shard_count != count;
+    let void = |plan: &&Plan| found.followed.is_none() && plan.shard_count != count;
     Ok(Earlier {
-        count: Some(count),
+        count,
         void_plan: snapshot.plan.as_ref().filter(void).map(|plan| plan.epoch),
     })
 }
@@ -186,16 +182,11 @@ async fn earlier(
 /// How many shards there are, and which are ours.
 fn placed(
     config: &Config,
-    kept: Option<u32>,
+    count: u32,
     gateway: &GatewayBot,
 ) -> Result<(NonZeroU32, Vec<ShardId>), Fatal> {
-    let count = match config.shards() {
-        ShardCount::Fixed(count) => count,
-        // GatewayBot has at least one.
-        ShardCount::Auto => {
-            NonZeroU32::new(kept.unwrap_or(gateway.shards)).unwrap_or(NonZeroU32::MIN)
-        }
-    };
+    // Neither GatewayBot nor the configuration has none.
+    let count = NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
     let unit = gateway.session_start_limit.max_concurrency;
     if count::may_be_refused(count.get(), unit) {
         warn!(

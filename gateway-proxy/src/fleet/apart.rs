@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::agent::Agent;
 use super::bucket::Bucket;
@@ -25,6 +25,8 @@ pub(crate) struct Apart {
     /// The connection's name.
     pub(crate) name: String,
     pub(crate) prefix: schemas::Prefix,
+    /// Where a reason to give up goes.
+    pub(crate) fatal: mpsc::Sender<Fatal>,
 }
 
 /// Runs an agent until `stop`; the answer comes when it has left. Without an agent there is no answer.
@@ -54,13 +56,18 @@ pub(crate) fn run(
 }
 
 async fn live(apart: Apart, stop: CancellationToken, agent: impl FnOnce(Bucket) -> Agent) {
+    let fatal = apart.fatal.clone();
     let bucket = tokio::select! {
         () = stop.cancelled() => return,
         bucket = open(apart) => bucket,
     };
     let bucket = match bucket {
         Ok(bucket) => bucket,
-        Err(fatal) => return error!(%fatal, "this process cannot become a member"),
+        Err(error) => {
+            // Somebody else's reason came first.
+            drop(fatal.try_send(error));
+            return;
+        }
     };
     let mut agent = agent(bucket);
     tokio::select! {

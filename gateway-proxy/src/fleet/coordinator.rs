@@ -192,7 +192,9 @@ impl Coordinator {
     pub(crate) fn turn(&mut self, epoch: u64, view: &View, now: Instant) -> Option<Work> {
         self.term = Some(epoch);
         let waits = self.again_at.is_some_and(|at| now < at) && self.requests.is_empty();
-        if self.writing.is_some() || !self.may_plan(view, now) {
+        let planned = self.plan.iter().flat_map(|plan| plan.shards.values());
+        let planned: BTreeSet<&ProxyId> = planned.collect();
+        if self.writing.is_some() || !view.is_complete(planned.into_iter(), GATHER, now) {
             return None;
         }
         // Nobody follows a plan: the processes hold what they were started with.
@@ -249,20 +251,6 @@ impl Coordinator {
             plan,
             expected_revision: self.revision,
         })
-    }
-
-    /// Who is not seen may only be late, and loses its shards by a plan. If nobody is missing, only those
-    /// that start at the same time are waited for.
-    fn may_plan(&self, view: &View, now: Instant) -> bool {
-        if view.is_settled(now) {
-            return true;
-        }
-        let planned = self.plan.iter().flat_map(|plan| plan.shards.values());
-        let planned: BTreeSet<&ProxyId> = planned.collect();
-        let nobody_missing = planned
-            .iter()
-            .all(|proxy| view.member(proxy, now).is_some());
-        nobody_missing && view.is_listed_for(GATHER, now)
     }
 
     /// How writing a plan went.

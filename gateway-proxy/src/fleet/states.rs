@@ -8,6 +8,7 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
 use gateway_proxy_core::checkpoint::SESSION_LIFE_MS;
+use gateway_proxy_core::fleet::count::Found;
 use schemas::health::{ClusterState, ClusterStatus, ProcessStatus, WorkerState};
 use schemas::{FleetKey, Leader, Member, Plan, ProxyId, ShardId, ShardRecord};
 
@@ -26,14 +27,6 @@ pub(crate) struct Snapshot {
     pub(crate) records: BTreeMap<ShardId, ShardRecord>,
     /// Keys whose values nobody can read.
     pub(crate) unreadable: Vec<String>,
-}
-
-/// A shard count that sessions belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
-    pub(crate) count: u32,
-    /// Processes hold shards of it at this moment.
-    pub(crate) running: bool,
 }
 
 /// Reads the bucket.
@@ -127,31 +120,24 @@ impl Snapshot {
         }
     }
 
-    /// The sharding that sessions belong to: the running processes', else that of the newest session that
-    /// may still be resumed.
-    pub(crate) fn kept(&self, now_ms: u64) -> Option<Kept> {
-        let held = self.members.values().flat_map(|member| &member.shards);
-        let held = held.map(|shard| shard.count()).max();
+    /// The shard counts that plan, processes and sessions have.
+    pub(crate) fn shardings(&self, now_ms: u64) -> Found {
         let follows = self.members.values().any(|member| member.fleet);
-        let planned = self.plan.as_ref().map(|plan| plan.shard_count);
-        if let Some(count) = planned.filter(|_| follows).or(held) {
-            return Some(Kept {
-                count,
-                running: true,
-            });
-        }
+        let plan = self.plan.as_ref().filter(|_| follows);
+        let held = self.members.values().flat_map(|member| &member.shards);
         let alive = |record: &&ShardRecord| {
             record.session_id.is_some()
                 && record
                     .sequence_at_unix_ms
                     .is_some_and(|at| now_ms.saturating_sub(at) <= SESSION_LIFE_MS)
         };
-        let records = self.records.values().filter(alive);
-        let newest = records.max_by_key(|record| record.sequence_at_unix_ms)?;
-        Some(Kept {
-            count: newest.shard.count(),
-            running: false,
-        })
+        let sessions = self.records.values().filter(alive);
+        let newest = sessions.max_by_key(|record| record.sequence_at_unix_ms);
+        Found {
+            followed: plan.map(|plan| plan.shard_count),
+            held: held.map(|shard| shard.count()).max(),
+            resumable: newest.map(|record| record.shard.count()),
+        }
     }
 
     /// Whether a shard delivers: ready, and its owner lives.

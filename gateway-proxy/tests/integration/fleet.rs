@@ -363,6 +363,27 @@ async fn another_recommended_number_of_shards_ends_no_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_plan_of_a_fleet_that_is_gone_ends_no_session_of_another_count() {
+    let mut fleet = Fleet::empty(twelve_shards()).await;
+    let plan = r#"{"epoch":7,"shard_count":8,"shards":{"0":"gone"},"made_at_unix_ms":0}"#;
+    let single = fleet.rig.proxy().spawn();
+    eventually(single.http().await, "/ready", |status, _| status == 200).await;
+    let jetstream = testkit::nats::jetstream(&fleet.rig.nats.url())
+        .await
+        .unwrap();
+    let bucket = jetstream.get_key_value("discord_fleet").await.unwrap();
+    let put = bucket.put(FleetKey::Plan.to_string(), plan.into()).await;
+    put.unwrap();
+    // The fleet begins while twelve shards are held by a process outside it.
+    fleet.join("a", &[]);
+    single.signal(Signal::SIGTERM);
+    assert_eq!(single.exit_code().await, Some(0));
+    fleet.all_ready().await;
+    assert_eq!(fleet.plan().await.shard_count, 12);
+    fleet.expect_clean(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_number_of_shards_changes_once_every_proxy_is_started_with_the_new_one() {
     let config = Config {
         shards: 4,

@@ -103,14 +103,27 @@ pub fn of_fleet(facts: &Facts<'_>) -> (u32, Option<Notice>) {
     (count, notice)
 }
 
-/// The count a start with `--shards auto` goes on with. `known` is the one that sessions which may still
-/// be resumed belong to, `running` whether other processes hold shards of it at this moment.
+/// What the bucket tells a process that starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The plan's count, if a member of a fleet lives that follows it.
+    pub followed: Option<u32>,
+    /// The count of shards that living processes hold.
+    pub held: Option<u32>,
+    /// The count of the newest session that nobody holds and that may still be resumed.
+    pub resumable: Option<u32>,
+}
+
+/// The count a start with `--shards auto` goes on with. A plan that is not [`Found::followed`] and has
+/// another one is void: nothing of it is left.
 #[must_use]
-pub const fn at_start(known: Option<u32>, running: bool, recommended: u32) -> u32 {
-    match known {
-        Some(known) if running || recommended < known.saturating_mul(TOO_FEW) => known,
-        Some(_) | None => recommended,
-    }
+pub fn at_start(found: Found, recommended: u32) -> u32 {
+    let enough = |count: &u32| recommended < count.saturating_mul(TOO_FEW);
+    found
+        .followed
+        .or(found.held)
+        .or(found.resumable.filter(enough))
+        .unwrap_or(recommended)
 }
 
 /// True when Discord may refuse this count (close code 4010): bots beyond 150,000 guilds are given a
@@ -173,12 +186,24 @@ mod tests {
 
     #[test]
     fn a_start_keeps_the_count_of_sessions_unless_discord_would_soon_refuse_it() {
-        assert_eq!(at_start(None, false, 10), 10);
-        assert_eq!(at_start(Some(8), false, 10), 8);
-        assert_eq!(at_start(Some(8), false, 15), 8);
-        assert_eq!(at_start(Some(8), false, 16), 16);
-        assert_eq!(at_start(Some(8), true, 16), 8, "others hold shards of it");
-        assert_eq!(at_start(Some(12), false, 10), 12);
+        let resumable = |count| Found {
+            resumable: Some(count),
+            ..Found::default()
+        };
+        assert_eq!(at_start(Found::default(), 10), 10);
+        assert_eq!(at_start(resumable(8), 15), 8);
+        assert_eq!(at_start(resumable(8), 16), 16);
+        assert_eq!(at_start(resumable(12), 10), 12);
+        let held = Found {
+            held: Some(8),
+            ..resumable(9)
+        };
+        assert_eq!(at_start(held, 16), 8, "others hold shards of it");
+        let followed = Found {
+            followed: Some(7),
+            ..held
+        };
+        assert_eq!(at_start(followed, 16), 7);
     }
 
     #[test]

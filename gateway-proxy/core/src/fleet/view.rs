@@ -120,7 +120,8 @@ pub struct DuplicateId {
 }
 
 impl View {
-    /// Nothing seen yet. `ttl` is that of members that do not say theirs; `settle` is how long a complete view is waited with before shards are moved
+    /// Nothing seen yet. `ttl` is that of members that do not say theirs; `settle` is how long a complete
+    /// view is waited with before shards are moved
     /// away from members that are not in it: after a restart of NATS all return at different moments.
     #[must_use]
     pub const fn new(me: ProxyId, ttl: Duration, settle: Duration) -> Self {
@@ -284,10 +285,17 @@ impl View {
         self.listed_at.is_some_and(|at| now >= at + self.settle)
     }
 
-    /// True when the view has been complete for so long.
+    /// True when a plan can be made: the view is settled, or it has been complete for `gather` and shows
+    /// all that are `expected`. Who is not seen may only be late, and loses its shards by a plan.
     #[must_use]
-    pub fn is_listed_for(&self, time: Duration, now: Instant) -> bool {
-        self.listed_at.is_some_and(|at| now >= at + time)
+    pub fn is_complete<'a>(
+        &self,
+        mut expected: impl Iterator<Item = &'a ProxyId>,
+        gather: Duration,
+        now: Instant,
+    ) -> bool {
+        let gathered = self.listed_at.is_some_and(|at| now >= at + gather);
+        self.is_settled(now) || gathered && expected.all(|proxy| self.member(proxy, now).is_some())
     }
 
     /// May this process join under its name? Asked at every [`super::fence::Action::Join`].
