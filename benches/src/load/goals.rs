@@ -1,6 +1,8 @@
 //! `--goals`: everything that is promised, measured one after the other and put into one table, with
 //! a plot for each goal.
 
+mod promised;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -8,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use serde_json::{Value, json};
 
+use self::promised::SECTIONS;
 use super::args::Args;
 use super::kernel;
 use super::measure;
@@ -15,19 +18,17 @@ use super::plot::{self, Bar};
 use super::report::{self, Report};
 use super::say;
 
-/// KiB are measured, kB are promised.
-const KB_PER_KIB: f64 = 1.024;
-const MIB_PER_KIB: f64 = 1.0 / 1024.0;
-
 /// One load, and what is read from it.
 struct Section {
     name: &'static str,
-    flags: &'static [&'static str],
+    /// As typed, without quotes.
+    flags: &'static str,
     /// What makes it short.
-    quick: &'static [&'static str],
+    quick: &'static str,
     goals: &'static [Goal],
 }
 
+#[derive(Clone, Copy)]
 struct Goal {
     what: &'static str,
     unit: &'static str,
@@ -56,313 +57,6 @@ enum Take {
     /// The proxy's divided by what it was in an earlier section.
     OverSection(&'static str, &'static str),
 }
-
-const CPU: &str = "/client/cpu_us_per_event";
-const NATS_CPU: &str = "/nats/cpu_us_per_event";
-const RATE: &str = "/events_per_second";
-const RSS: &str = "/memory/rss_kib";
-const PEAK_RSS: &str = "/memory/peak_rss_kib";
-const RSS_PER_SHARD: &str = "/rss_per_shard_kib";
-const TROUBLE: &str = "/trouble";
-const US: &str = "µs";
-const TIMES: &str = "×";
-
-const fn at_most(
-    what: &'static str,
-    unit: &'static str,
-    limit: f64,
-    digits: usize,
-    take: Take,
-) -> Goal {
-    Goal {
-        what,
-        unit,
-        bound: Bound::AtMost(limit),
-        digits,
-        take,
-    }
-}
-
-const fn at_least(
-    what: &'static str,
-    unit: &'static str,
-    limit: f64,
-    digits: usize,
-    take: Take,
-) -> Goal {
-    Goal {
-        what,
-        unit,
-        bound: Bound::AtLeast(limit),
-        digits,
-        take,
-    }
-}
-
-const SECTIONS: &[Section] = &[
-    Section {
-        name: "flood, presences off",
-        flags: &["--only", "proxy,twilight,publish,discord-js,discord-py"],
-        quick: &["--events-per-shard", "5000"],
-        goals: &[
-            at_most("CPU per event", US, 3.6, 2, Take::Own(CPU, 1.0)),
-            at_least(
-                "CPU of twilight in units of ours",
-                TIMES,
-                2.2,
-                2,
-                Take::PeerOverOwn("twilight", CPU),
-            ),
-            at_least(
-                "events/s in units of a bare publisher",
-                TIMES,
-                0.9,
-                2,
-                Take::OwnOverPeer("publish", RATE),
-            ),
-        ],
-    },
-    Section {
-        name: "flood, presences on",
-        flags: &["--mix", "presences-on", "--only", "proxy,twilight,publish"],
-        quick: &["--events-per-shard", "5000"],
-        goals: &[
-            at_most("CPU per event", US, 2.3, 2, Take::Own(CPU, 1.0)),
-            at_least(
-                "CPU of twilight in units of ours",
-                TIMES,
-                2.2,
-                2,
-                Take::PeerOverOwn("twilight", CPU),
-            ),
-            at_least(
-                "events/s in units of a bare publisher",
-                TIMES,
-                0.9,
-                2,
-                Take::OwnOverPeer("publish", RATE),
-            ),
-        ],
-    },
-    Section {
-        name: "5,000 events/s, 8 shards",
-        flags: &[
-            "--rate",
-            "5000",
-            "--only",
-            "proxy,twilight,single,discord-js,discord-py",
-        ],
-        quick: &["--for", "6", "--latency-for", "4"],
-        goals: &[
-            at_most("CPU per event", US, 14.0, 1, Take::Own(CPU, 1.0)),
-            at_least(
-                "CPU of twilight in units of ours",
-                TIMES,
-                1.8,
-                2,
-                Take::PeerOverOwn("twilight", CPU),
-            ),
-            at_most(
-                "socket → stored p99",
-                "ms",
-                2.0,
-                2,
-                Take::Own("/latency/stored/p99_us", 1e-3),
-            ),
-            at_most(
-                "nats-server's CPU in units of one write per event",
-                TIMES,
-                0.5,
-                2,
-                Take::OwnOverPeer("single", NATS_CPU),
-            ),
-            at_most(
-                "socket → consumer p50",
-                "ms",
-                1.0,
-                2,
-                Take::Own("/latency/consumer/p50_us", 1e-3),
-            ),
-            at_most(
-                "socket → consumer p99",
-                "ms",
-                3.0,
-                2,
-                Take::Own("/latency/consumer/p99_us", 1e-3),
-            ),
-            at_most(
-                "of it until stored, p50",
-                TIMES,
-                0.5,
-                2,
-                Take::Share("/latency/stored/p50_us", "/latency/consumer/p50_us"),
-            ),
-        ],
-    },
-    Section {
-        name: "5,000 events/s, 1,024 shards",
-        flags: &[
-            "--rate",
-            "5000",
-            "--shards",
-            "1024",
-            "--only",
-            "proxy,twilight",
-        ],
-        quick: &["--for", "6", "--latency-for", "0"],
-        goals: &[at_most(
-            "CPU per event in units of that of 8 shards",
-            TIMES,
-            1.25,
-            2,
-            Take::OverSection("5,000 events/s, 8 shards", CPU),
-        )],
-    },
-    Section {
-        name: "1,000 idle shards, zstd",
-        flags: &["--idle", "--shards", "1000", "--only", "proxy,twilight"],
-        quick: &[],
-        goals: &[at_most(
-            "RSS per shard",
-            "kB",
-            45.0,
-            1,
-            Take::Own(RSS_PER_SHARD, KB_PER_KIB),
-        )],
-    },
-    Section {
-        name: "1,000 idle shards, zlib",
-        flags: &[
-            "--idle",
-            "--shards",
-            "1000",
-            "--compression",
-            "zlib",
-            "--only",
-            "proxy",
-        ],
-        quick: &[],
-        goals: &[at_most(
-            "RSS per shard",
-            "kB",
-            35.0,
-            1,
-            Take::Own(RSS_PER_SHARD, KB_PER_KIB),
-        )],
-    },
-    Section {
-        name: "400 warm shards, zstd",
-        flags: &[
-            "--shards",
-            "400",
-            "--events-per-shard",
-            "500",
-            "--proxy-flag=--buffer-bytes=8MiB",
-            "--only",
-            "proxy,twilight",
-        ],
-        quick: &[],
-        goals: &[at_most(
-            "RSS per shard",
-            "kB",
-            440.0,
-            0,
-            Take::Own(RSS_PER_SHARD, KB_PER_KIB),
-        )],
-    },
-    Section {
-        name: "400 warm shards, zlib",
-        flags: &[
-            "--shards",
-            "400",
-            "--events-per-shard",
-            "500",
-            "--proxy-flag=--buffer-bytes=8MiB",
-            "--compression",
-            "zlib",
-            "--only",
-            "proxy",
-        ],
-        quick: &[],
-        goals: &[at_most(
-            "RSS per shard",
-            "kB",
-            80.0,
-            0,
-            Take::Own(RSS_PER_SHARD, KB_PER_KIB),
-        )],
-    },
-    Section {
-        name: "4,000 shards, 5,000 events/s, 10 minutes",
-        flags: &[
-            "--rate",
-            "5000",
-            "--shards",
-            "4000",
-            "--guilds-per-shard",
-            "5",
-            "--for",
-            "600",
-            "--latency-for",
-            "0",
-            "--repeat",
-            "1",
-            "--only",
-            "proxy",
-        ],
-        quick: &["--for", "60"],
-        goals: &[
-            at_most("RSS", "MiB", 2048.0, 0, Take::Own(RSS, MIB_PER_KIB)),
-            at_least("events/s", "", 4950.0, 0, Take::Own(RATE, 1.0)),
-            at_most(
-                "resumes and broken rules, late heartbeats among them",
-                "",
-                0.0,
-                0,
-                Take::Own(TROUBLE, 1.0),
-            ),
-        ],
-    },
-    Section {
-        name: "cold start of 2,150 guilds × 64 shards",
-        // On average: the largest shard has nearly the 2,500 that Discord allows.
-        flags: &[
-            "--storm",
-            "--shards",
-            "64",
-            "--guilds-per-shard",
-            "2150",
-            "--repeat",
-            "1",
-            "--only",
-            "proxy",
-        ],
-        quick: &["--shards", "8"],
-        goals: &[
-            at_least(
-                "JSON per second of CPU",
-                "MB",
-                300.0,
-                0,
-                Take::Own("/json_mb_per_cpu_second", 1.0),
-            ),
-            at_most(
-                "peak RSS",
-                "MiB",
-                512.0,
-                0,
-                Take::Own(PEAK_RSS, MIB_PER_KIB),
-            ),
-            at_most(
-                "resumes and broken rules, late heartbeats among them",
-                "",
-                0.0,
-                0,
-                Take::Own(TROUBLE, 1.0),
-            ),
-        ],
-    },
-];
 
 /// A goal and what became of it.
 struct Outcome {
@@ -421,13 +115,13 @@ pub(crate) async fn all(args: &Args) -> Result<String> {
 
 fn section_args(section: &Section, args: &Args) -> Result<Args> {
     let mut flags: Vec<&str> = vec!["load"];
-    flags.extend(section.flags);
+    flags.extend(section.flags.split_whitespace());
     let repeat = args.repeat.to_string();
-    if !section.flags.contains(&"--repeat") {
+    if !flags.contains(&"--repeat") {
         flags.extend(["--repeat", if args.quick { "1" } else { &repeat }]);
     }
     if args.quick {
-        flags.extend(section.quick);
+        flags.extend(section.quick.split_whitespace());
     }
     let mut own = Args::try_parse_from(flags).context("the flags of a goal")?;
     own.proxy_flags.extend(args.proxy_flags.iter().cloned());
