@@ -1,14 +1,20 @@
 //! A network cable between a proxy and NATS that can be cut and joined again.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 
+use futures_util::future::{Either, select};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+
+use crate::owners::Owners;
 
 /// Bytes passed on at once.
 const CHUNK: usize = 64 * 1024;
+/// Chunks under way while the cable is cut; what is sent then arrives when it is joined again.
+const UNDER_WAY: usize = 64;
 
 /// Passes bytes on as long as it is not cut. A cut closes nothing: both ends see silence.
 pub(crate) struct Cable {
@@ -17,8 +23,8 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    /// Between whoever connects here and the server at `nats_url`.
-    pub(crate) async fn to(nats_url: &str) -> anyhow::Result<Self> {
+    /// Between this proxy, who connects here, and the server at `nats_url`.
+    pub(crate) async fn to(nats_url: &str, proxy: usize, owners: Owners) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let server = nats_url.trim_start_matches("nats://").to_owned();
@@ -31,6 +37,7 @@ impl Cable {
                     client,
                     server.clone(),
                     cable.subscribe(),
+                    owners.listen(proxy),
                 )));
             }
         }));
@@ -50,7 +57,12 @@ impl Cable {
     }
 }
 
-async fn connect(client: TcpStream, server: String, cable: watch::Receiver<bool>) {
+async fn connect(
+    client: TcpStream,
+    server: String,
+    cable: watch::Receiver<bool>,
+    listen: impl FnMut(&[u8]),
+) {
     joined(&mut cable.clone()).await;
     // A server that is away refuses, and so does the cable.
     let Ok(server) = TcpStream::connect(server).await else {
@@ -59,8 +71,8 @@ async fn connect(client: TcpStream, server: String, cable: watch::Receiver<bool>
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     tokio::join!(
-        pass(client_read, server_write, cable.clone()),
-        pass(server_read, client_write, cable)
+        pass(client_read, server_write, cable.clone(), listen),
+        pass(server_read, client_write, cable, |_| ())
     );
 }
 
@@ -69,18 +81,37 @@ async fn joined(cable: &mut watch::Receiver<bool>) {
     drop(cable.wait_for(|cut| !cut).await);
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cable: watch::Receiver<bool>) {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        joined(&mut cable).await;
-        let read = tokio::select! {
-            read = from.read(&mut buffer) => read,
-            _ = cable.changed() => continue,
-        };
-        let Ok(read @ 1..) = read else { return };
-        joined(&mut cable).await;
-        if to.write_all(&buffer[..read]).await.is_err() {
-            return;
+/// `listen` takes the bytes when they are sent, not when they arrive.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut cable: watch::Receiver<bool>,
+    mut listen: impl FnMut(&[u8]),
+) {
+    let (under_way, mut arriving) = mpsc::channel(UNDER_WAY);
+    let read = async move {
+        loop {
+            let mut bytes = vec![0; CHUNK];
+            let Ok(read @ 1..) = from.read(&mut bytes).await else {
+                return;
+            };
+            bytes.truncate(read);
+            listen(&bytes);
+            if under_way.send(bytes).await.is_err() {
+                return;
+            }
         }
+    };
+    let write = async move {
+        while let Some(bytes) = arriving.recv().await {
+            joined(&mut cable).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Whose reader is gone is read no more; what was sent before an end still arrives.
+    if let Either::Left(((), write)) = select(pin!(read), pin!(write)).await {
+        write.await;
     }
 }

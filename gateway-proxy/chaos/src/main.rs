@@ -3,6 +3,7 @@
 
 mod broker;
 mod cable;
+mod owners;
 mod run;
 mod schedule;
 

@@ -17,10 +17,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::Options;
 use crate::broker::Broker;
 use crate::cable::Cable;
+use crate::owners::Owners;
 use crate::schedule::{Step, Targets, Trouble, schedule};
 
 /// How long everything may take to be stored after the last trouble.
 const SETTLE: Duration = Duration::from_secs(180);
+/// Each is counted, so many are shown.
+const INTRUSIONS_SHOWN: usize = 5;
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -30,6 +33,8 @@ struct Run {
     proxies: Vec<Proxy>,
     // Processes that stand still, and until when.
     frozen_proxies: Vec<(usize, Instant)>,
+    // Of a fleet; proxies that hold shards by hand do not move any.
+    owners: Option<Owners>,
     // One per proxy of a fleet.
     cables: Vec<Cable>,
     // Those that are cut, and until when.
@@ -97,10 +102,14 @@ impl Run {
             .shards
             .div_ceil(u32::try_from(options.proxies.max(1))?)
             .max(1);
+        let owners = options.fleet.then(Owners::default);
+        if let Some(owners) = &owners {
+            owners.follow(nats::connect(&nats.url()).await?);
+        }
         let (mut proxies, mut cables) = (Vec::new(), Vec::new());
         for index in 0..options.proxies.max(1) {
-            let line = if options.fleet {
-                let cable = Cable::to(&nats.url()).await?;
+            let line = if let Some(owners) = &owners {
+                let cable = Cable::to(&nats.url(), index, owners.clone()).await?;
                 let url = cable.url();
                 cables.push(cable);
                 url
@@ -120,6 +129,7 @@ impl Run {
             nats,
             proxies,
             frozen_proxies: Vec::new(),
+            owners,
             cables,
             cuts: Vec::new(),
             nats_back: None,
@@ -366,14 +376,16 @@ fn summarise(
         .filter(|(rule, _)| !is_allowed(**rule, run))
         .map(|(_, count)| count)
         .sum();
-    let clean = report.is_honest() && rude == 0;
+    let intruders = intruders(&mut out, run)?;
+    let clean = report.is_honest() && rude == 0 && intruders.is_none_or(|count| count == 0);
+    let intruders = intruders.map_or_else(|| "–".to_owned(), |count| count.to_string());
     writeln!(
         out,
-        "| seed | troubles | events | lost | doubled | out of order | altered | wrong subject | unknown | gaps | gaps owed | identifies | rude |"
+        "| seed | troubles | events | lost | doubled | out of order | altered | wrong subject | unknown | gaps | gaps owed | identifies | rude | not by the owner |"
     )?;
     writeln!(
         out,
-        "| {} | {struck} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {rude} |",
+        "| {} | {struck} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {rude} | {intruders} |",
         options.seed,
         report.events,
         report.missing.count,
@@ -387,6 +399,24 @@ fn summarise(
         report.identifies,
     )?;
     Ok(clean)
+}
+
+/// Events of a fleet that were published by somebody else than their shard's owner: counted, some shown.
+fn intruders(out: &mut impl std::io::Write, run: &Run) -> anyhow::Result<Option<usize>> {
+    let Some(owners) = &run.owners else {
+        return Ok(None);
+    };
+    let name = |proxy: usize| run.proxies[proxy].name.clone();
+    let (published, intrusions) = owners.compare(name);
+    writeln!(
+        out,
+        "{published} events published, {} of them not by the shard's owner",
+        intrusions.len()
+    )?;
+    for intrusion in intrusions.iter().take(INTRUSIONS_SHOWN) {
+        writeln!(out, "  {intrusion}")?;
+    }
+    Ok(Some(intrusions.len()))
 }
 
 /// What the schedule itself makes a client break: a process that stands still sends no heartbeats, asked
