@@ -10,8 +10,10 @@ use std::mem;
 
 use schemas::GuildId;
 
+mod block;
 pub mod control;
 mod json;
+mod object;
 mod text;
 
 pub use json::JsonError;
@@ -90,6 +92,11 @@ impl<'a> Frame<'a> {
     }
 
     fn scan(scanner: &mut Scanner<'a>) -> Result<Self, FrameError> {
+        let mut plain = scanner.clone();
+        if let Some(frame) = Self::scan_plain(&mut plain) {
+            *scanner = plain;
+            return Ok(frame);
+        }
         match scanner.peek() {
             Some(b'{') => {}
             Some(_) => return Err(FrameError::NotObject),
@@ -103,6 +110,27 @@ impl<'a> Frame<'a> {
         let mut envelope = Envelope::default();
         scanner.object(|key, scanner| envelope.visit(key, scanner))?;
         envelope.finish()
+    }
+
+    /// A dispatch as Discord writes them all. `None` for others, and when something is wrong with it.
+    fn scan_plain(scanner: &mut Scanner<'a>) -> Option<Self> {
+        scanner.plain(br#"{"t":""#)?;
+        let event = scanner.plain_string()?;
+        scanner.plain(br#"","s":"#)?;
+        let seq = scanner.plain_integer()?;
+        scanner.plain(br#","op":0,"d":"#)?;
+        let start = scanner.position();
+        let object = scanner.plain_object()?;
+        let data = scanner.between(start, object.end).as_bytes();
+        scanner.plain(b"}")?;
+        Some(Self {
+            op: 0,
+            seq: Some(seq),
+            event: Some(Cow::Borrowed(event)),
+            data,
+            id: object.id.and_then(|at| scanner.value_at(at)),
+            guild_id: object.guild_id.and_then(|at| scanner.value_at(at)),
+        })
     }
 
     /// The guild the event belongs to: `d.id` for `GUILD_CREATE`, `GUILD_UPDATE` and
@@ -215,6 +243,12 @@ impl<'a> Envelope<'a> {
             return Ok(());
         }
         let start = scanner.position();
+        if let Some(object) = scanner.plain_object() {
+            self.data = Some(scanner.between(start, object.end));
+            self.id = object.id.and_then(|at| scanner.value_at(at));
+            self.guild_id = object.guild_id.and_then(|at| scanner.value_at(at));
+            return Ok(());
+        }
         scanner.object(|key, scanner| {
             let value = scanner.value()?;
             if key.is("guild_id") {
@@ -269,11 +303,16 @@ impl<'a> Envelope<'a> {
 
 /// A guild id from the text of a valid JSON value.
 fn guild_id(value: &str) -> Option<GuildId> {
-    if value.starts_with('"') {
-        GuildId::from_digits(parse_string(value)?.as_bytes())
-    } else {
+    match value.strip_prefix('"') {
+        Some(string) => {
+            // Nearly always digits, not escapes for them.
+            let plain = string.strip_suffix('"').map(str::as_bytes);
+            plain
+                .and_then(GuildId::from_digits)
+                .or_else(|| GuildId::from_digits(parse_string(value)?.as_bytes()))
+        }
         // Digits only: neither fraction, exponent nor sign.
-        GuildId::from_digits(value.as_bytes())
+        None => GuildId::from_digits(value.as_bytes()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! `d` to be skipped and not looked into. It accepts exactly the grammar of RFC 8259 (lone
 //! surrogates in escapes included, as the RFC does) over text already known to be UTF-8.
 
+use super::object::{self, Object};
 use super::text::Text;
 
 /// Where and why text is not JSON.
@@ -46,6 +47,58 @@ impl<'a> Scanner<'a> {
     /// Where the scanner stands, counted in bytes.
     pub(super) const fn position(&self) -> usize {
         self.at
+    }
+
+    /// Takes exactly these bytes. `None` where others stand; like the two below, it tries what is
+    /// usual, and a scanner that it failed on is of no use.
+    #[inline]
+    pub(super) fn plain(&mut self, bytes: &[u8]) -> Option<()> {
+        let there = self.text.as_bytes().get(self.at..)?.starts_with(bytes);
+        self.at += bytes.len();
+        there.then_some(())
+    }
+
+    /// Takes what is left of a string before its closing quote, unless there are escapes.
+    #[inline]
+    pub(super) fn plain_string(&mut self) -> Option<&'a str> {
+        let start = self.at;
+        self.at = find_special(self.text.as_bytes(), start);
+        let ends = self.text.as_bytes().get(self.at) == Some(&b'"');
+        ends.then(|| &self.text[start..self.at])
+    }
+
+    /// Takes an integer of no more digits than always fit.
+    #[inline]
+    pub(super) fn plain_integer(&mut self) -> Option<u64> {
+        const DIGITS_MAX: usize = 19;
+        let start = self.at;
+        self.skip_digits();
+        let digits = self.text.as_bytes().get(start..self.at)?;
+        let many = digits.len() > 1 && digits[0] == b'0';
+        if digits.is_empty() || digits.len() > DIGITS_MAX || many {
+            return None;
+        }
+        let number = digits
+            .iter()
+            .fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+        Some(number)
+    }
+
+    /// Takes an object; `None` also where only [`Self::object`] can tell.
+    #[inline]
+    pub(super) fn plain_object(&mut self) -> Option<Object> {
+        let object = object::read(self.text, self.at)?;
+        self.at = object.end;
+        Some(object)
+    }
+
+    /// The value at a place where one was found to begin.
+    pub(super) fn value_at(&self, at: usize) -> Option<&'a str> {
+        let mut there = Self {
+            text: self.text,
+            at,
+        };
+        there.value().ok()
     }
 
     /// The text between two positions the scanner stood at.
@@ -333,6 +386,14 @@ impl<'a> Scanner<'a> {
             },
         }
     }
+}
+
+/// Where the number that begins at `at` ends.
+pub(super) fn end_of_number(text: &str, at: usize) -> Option<usize> {
+    let mut scanner = Scanner { text, at };
+    let first = scanner.next()?;
+    scanner.number(first).ok()?;
+    Some(scanner.at)
 }
 
 /// Which containers are open, one bit each: 1 is an object.

@@ -348,6 +348,29 @@ fn strings_of_every_length_end_where_they_end() {
 }
 
 #[test]
+fn bytes_that_are_not_utf8_are_found_wherever_they_stand() {
+    let broken = [
+        &b"\xff"[..],
+        b"\xc3",
+        b"\xe2\x82",
+        b"\xf0\x9f\x98",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\x80",
+    ];
+    for length in 0..150 {
+        for broken in broken {
+            let mut frame = br#"{"op":0,"d":{"content":""#.to_vec();
+            frame.resize(frame.len() + length, b'a');
+            let at = frame.len();
+            frame.extend_from_slice(broken);
+            frame.extend_from_slice(br#"","guild_id":"5"}}"#);
+            assert_eq!(Frame::parse(&frame), Err(FrameError::NotUtf8 { at }));
+        }
+    }
+}
+
+#[test]
 fn escapes_in_the_name_are_resolved() {
     let name = |text: &str| {
         let frame = format!(r#"{{"op":0,"t":"{text}"}}"#);
@@ -415,6 +438,23 @@ fn all_fixtures_in_one_text_are_taken_apart() {
 proptest! {
     #[test]
     fn arbitrary_frames_are_read_as_the_reference_reads_them(frame in any_frame()) {
+        check_against_reference(frame.as_bytes());
+    }
+
+    #[test]
+    fn usual_frames_and_what_is_nearly_one_are_read_as_the_reference_reads_them(
+        begin in proptest::sample::select(&["{", "{", "{", " {", "{ ", "[", ""][..]),
+        name in proptest::sample::select(&["X", "GUILD_CREATE", "", "A\\u0042", "é", "A\"", "A\\"][..]),
+        seq in proptest::sample::select(
+            &["1", "0", "01", "", "-1", "1.0", "9999999999999999999", "18446744073709551616", "null"][..]
+        ),
+        op in proptest::sample::select(&["0", "0", "0", "1", "00", "0.0", ""][..]),
+        data in proptest::sample::select(
+            &["{}", r#"{"guild_id":"5","id":"6"}"#, r#"{"id":7}"#, "null", "[]", "{", "{}}", r#"{"id":"\u0035"}"#][..]
+        ),
+        end in proptest::sample::select(&["}", "}", "}", r#","op":9}"#, "} ", " }", "", "}}", r#"}{"op":1}"#][..]),
+    ) {
+        let frame = format!(r#"{begin}"t":"{name}","s":{seq},"op":{op},"d":{data}{end}"#);
         check_against_reference(frame.as_bytes());
     }
 
