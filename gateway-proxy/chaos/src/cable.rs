@@ -13,8 +13,9 @@ use crate::owners::Owners;
 
 /// Bytes passed on at once.
 const CHUNK: usize = 64 * 1024;
-/// Chunks under way while the cable is cut; what is sent then arrives when it is joined again.
-const UNDER_WAY: usize = 64;
+/// Chunks under way while the cable is cut; what is sent then arrives when it is joined again. More than a
+/// proxy sends until it notices, at a thousand events a second: who has to wait here is heard too late.
+const UNDER_WAY: usize = 16_384;
 
 /// Passes bytes on as long as it is not cut. A cut closes nothing: both ends see silence.
 pub(crate) struct Cable {
@@ -90,14 +91,11 @@ async fn pass(
 ) {
     let (under_way, mut arriving) = mpsc::channel(UNDER_WAY);
     let read = async move {
-        loop {
-            let mut bytes = vec![0; CHUNK];
-            let Ok(read @ 1..) = from.read(&mut bytes).await else {
-                return;
-            };
-            bytes.truncate(read);
-            listen(&bytes);
-            if under_way.send(bytes).await.is_err() {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let bytes = &buffer[..read];
+            listen(bytes);
+            if under_way.send(bytes.to_vec()).await.is_err() {
                 return;
             }
         }

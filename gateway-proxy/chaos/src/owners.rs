@@ -43,6 +43,7 @@ struct Recorded {
 /// Somebody published an event of a shard that was another's, or nobody's, at that moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Intrusion {
+    at: OffsetDateTime,
     shard: u32,
     proxy: String,
     owner: Option<String>,
@@ -55,8 +56,11 @@ impl fmt::Display for Intrusion {
         let owner = self.owner.as_deref().unwrap_or("nobody");
         write!(
             f,
-            "{} published an event of shard {}, which had been {owner}'s for {}",
-            self.proxy, self.shard, self.after
+            "{} published an event of shard {} at {}, which had been {owner}'s for {}",
+            self.proxy,
+            self.shard,
+            self.at.time(),
+            self.after
         )
     }
 }
@@ -165,6 +169,7 @@ fn intrusions(
             last.and_then(|last| last.owner.clone()),
         );
         (owner.as_ref() != Some(&proxy)).then(|| Intrusion {
+            at: published.at,
             shard: published.shard,
             proxy,
             owner,
@@ -258,9 +263,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                "a published an event of shard 3, which had been b's for 5ms",
-                "b published an event of shard 3, which had been nobody's for 10ms",
-                "a published an event of shard 5, which had been nobody's for 0s",
+                "a published an event of shard 3 at 0:00:00.025, which had been b's for 5ms",
+                "b published an event of shard 3 at 0:00:00.05, which had been nobody's for 10ms",
+                "a published an event of shard 5 at 0:00:00.06, which had been nobody's for 0s",
             ]
         );
     }
