@@ -6,7 +6,16 @@ import { connect } from "@nats-io/transport-node";
 
 const { NATS_URL = "nats://127.0.0.1:4222", SUBJECT_PREFIX: PREFIX = "discord" } = process.env;
 
-const nc = await connect({ servers: NATS_URL });
+/** Says when NATS is away; the connection comes back by itself, however long that takes. */
+async function tell(nc) {
+  for await (const { type } of nc.status()) {
+    if (type === "disconnect") console.log("NATS is away");
+    if (type === "reconnect") console.log("NATS is back; what came meanwhile is not shown");
+  }
+}
+
+const nc = await connect({ servers: NATS_URL, maxReconnectAttempts: -1, reconnectTimeWait: 250 });
+tell(nc);
 const feed = nc.subscribe(`${PREFIX}.shard.*.events`);
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => feed.drain());
 

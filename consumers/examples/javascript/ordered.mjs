@@ -553,7 +553,7 @@ class Life {
       for (const shard of this.held.values()) shard.lose();
       for (const watch of watches) watch.stop();
       // At once, rather than with its TTL: nothing of ours begins any more.
-      await this.registry.delete(`member.${this.me}`, this.lease.revision, 60).catch(() => {});
+      if (isConnected) await this.registry.delete(`member.${this.me}`, this.lease.revision, 60).catch(() => {});
     }
   }
 
@@ -635,10 +635,23 @@ const nc = await connect({ servers: NATS_URL, maxReconnectAttempts: -1, reconnec
 const registry = new Registry(nc);
 await registry.open();
 let life;
+let isConnected = true;
 (async () => {
-  for await (const { type } of nc.status()) if (type === "disconnect") life?.fail(new Lost("the connection was lost"));
+  for await (const { type } of nc.status()) {
+    if (type === "disconnect") {
+      isConnected = false;
+      console.log("NATS is away");
+      life?.fail(new Lost("the connection was lost"));
+    }
+    if (type === "reconnect") {
+      isConnected = true;
+      console.log("NATS is back");
+    }
+  }
 })();
 while (!stop.signal.aborted) {
+  // Requests would only wait for their timeout.
+  while (!isConnected && !stop.signal.aborted) await sleep(50);
   life = new Life(nc, registry);
   try {
     await life.run(stop.signal);

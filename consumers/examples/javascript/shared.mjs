@@ -127,9 +127,18 @@ async function takeEvents(js, jsm, stopping) {
   }
 }
 
+/** Says when NATS is away; the connection comes back by itself, however long that takes. */
+async function tell(nc) {
+  for await (const { type } of nc.status()) {
+    if (type === "disconnect") console.log("NATS is away");
+    if (type === "reconnect") console.log("NATS is back");
+  }
+}
+
 const stop = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stop.abort());
-const nc = await connect({ servers: NATS_URL, maxReconnectAttempts: -1 });
+const nc = await connect({ servers: NATS_URL, maxReconnectAttempts: -1, reconnectTimeWait: 250 });
+tell(nc);
 const [js, jsm] = [jetstream(nc), await jetstreamManager(nc)];
 await openDeadLetters(jsm);
 await Promise.all(Array.from({ length: CONCURRENCY }, () => takeEvents(js, jsm, stop.signal)));

@@ -138,7 +138,7 @@ async def keep_alive(message):
         await message.in_progress()
 
 
-async def take_interactions(js, stopping):
+async def take_interactions(nc, js, stopping):
     """One of CONCURRENCY that take an interaction each: nobody waits for a batch to fill."""
     config = ConsumerConfig(
         deliver_policy=DeliverPolicy.NEW, ack_wait=ACK_WAIT, max_deliver=5, max_ack_pending=1000
@@ -151,8 +151,29 @@ async def take_interactions(js, stopping):
                     [message] = await interactions.fetch(1, timeout=1)
                     await work(message)
         except nats.errors.Error as error:
-            print(f"pulling failed, trying again: {error!r}", flush=True)
+            if nc.is_connected:  # somebody deleted the consumer
+                print(f"pulling failed, trying again: {error!r}", flush=True)
             await asyncio.sleep(0.25)
+
+async def connect():
+    """A connection that comes back by itself, however long NATS is away, and says so."""
+
+    async def gone():
+        if not nc.is_closed:  # that is us
+            print("NATS is away", flush=True)
+
+    async def back():
+        print("NATS is back", flush=True)
+
+    async def trouble(error):
+        if not isinstance(error, OSError):  # a failed attempt to connect again is no news
+            print(f"NATS: {error!r}", flush=True)
+
+    nc = await nats.connect(
+        NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
+        error_cb=trouble,
+    )
+    return nc
 
 
 async def main():
@@ -161,9 +182,9 @@ async def main():
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stopping.set)
     await register()
-    nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1)
+    nc = await connect()
     js = nc.jetstream()
-    await asyncio.gather(*(take_interactions(js, stopping) for _ in range(CONCURRENCY)))
+    await asyncio.gather(*(take_interactions(nc, js, stopping) for _ in range(CONCURRENCY)))
     await nc.flush()
     await nc.close()
 

@@ -19,12 +19,32 @@ async def show(message):
     # NATS' own header: the subject the event is stored under.
     print(message.headers["Nats-Subject"], event["s"], event["t"], flush=True)
 
+async def connect():
+    """A connection that comes back by itself, however long NATS is away, and says so."""
+
+    async def gone():
+        if not nc.is_closed:  # that is us
+            print("NATS is away", flush=True)
+
+    async def back():
+        print("NATS is back; what came meanwhile is not shown", flush=True)
+
+    async def trouble(error):
+        if not isinstance(error, OSError):  # a failed attempt to connect again is no news
+            print(f"NATS: {error!r}", flush=True)
+
+    nc = await nats.connect(
+        NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
+        error_cb=trouble,
+    )
+    return nc
+
 
 async def main():
     stopping = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    nc = await nats.connect(NATS_URL)
+    nc = await connect()
     await nc.subscribe(f"{PREFIX}.shard.*.events", cb=show)
     await nc.flush()
     print("listening", flush=True)

@@ -183,6 +183,8 @@ class Lease:
 
     def __init__(self, registry):
         self.registry, self.end, self.leaving, self.revision = registry, 0.0, False, 0
+        # Everything under it must end. Tasks are cancelled as well, but a library may swallow that.
+        self.over = False
         self.worker = f"python-{os.getpid()}"
         # One life of one worker, never used again.
         self.member = f"{self.worker}-{secrets.token_hex(4)}"
@@ -195,16 +197,17 @@ class Lease:
         self.end = sent + LEASE - MARGIN
 
     async def keep(self):
-        while True:
+        while not self.over:
             await asyncio.sleep(LEASE / 4)
             try:
-                await asyncio.wait_for(self.renew(), LEASE)
+                async with asyncio.timeout(LEASE):
+                    await self.renew()
             except Conflict:
                 # Ours, from a write whose answer got lost, or it has ended: nobody else uses this key.
                 message, self.revision = await self.registry.get(f"member.{self.member}")
                 if message is None:
                     raise Lost("the lease has ended") from None
-            except (nats.errors.Error, asyncio.TimeoutError):
+            except (nats.errors.Error, TimeoutError):
                 pass  # it stops being valid by itself, and comes back if NATS does in time
 
     def is_valid(self):
@@ -306,11 +309,14 @@ class Shard:
         await self.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.consumer}", json.dumps(body).encode(), reply=inbox)
 
     async def something_comes(self):
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.arrived.wait(), 0.5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):  # unlike wait_for, it never swallows that we are cancelled
+                await self.arrived.wait()
         self.arrived.clear()
         if self.trouble is None and self.outstanding > 0 and time.monotonic() > self.overdue:
             self.trouble = "the server has forgotten a request, and perhaps what it answered"
+        if self.lease.over:
+            self.trouble = "the lease is over"
         if self.trouble is not None:
             raise Lost(f"shard {self.number}: {self.trouble}")
 
@@ -425,19 +431,22 @@ class Life:
         try:
             async with asyncio.TaskGroup() as tasks:
                 background = [
-                    tasks.create_task(self.lease.keep()),
-                    tasks.create_task(self.follow(watcher)),
-                    tasks.create_task(self.learn_shards()),
-                    tasks.create_task(until_lost(disconnected)),
+                    tasks.create_task(self.needs(self.lease.keep())),
+                    tasks.create_task(self.needs(self.follow(watcher))),
+                    tasks.create_task(self.needs(self.learn_shards())),
+                    tasks.create_task(self.needs(until_lost(disconnected))),
                 ]
                 while not (self.lease.leaving and not self.held):
+                    if self.lease.over:
+                        raise Lost("part of this life is over")
                     if stopping.is_set() and not self.lease.leaving:
                         self.lease.leaving = True
                         with contextlib.suppress(Conflict):  # the next renewal says it
                             await self.lease.renew()
                     await self.look(tasks)
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self.changed.wait(), 0.5)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.5):
+                            await self.changed.wait()
                     self.changed.clear()
                 for task in background:
                     task.cancel()
@@ -448,6 +457,14 @@ class Life:
                     await self.registry.delete(f"member.{self.me}", self.lease.revision, 60)
                 with contextlib.suppress(nats.errors.Error):
                     await watcher.stop()
+
+    async def needs(self, part):
+        """Runs something without which this life is over."""
+        try:
+            await part
+        finally:
+            self.lease.over = True
+            self.changed.set()
 
     async def learn_shards(self):
         watcher = await self.registry.watch_shards()
@@ -525,10 +542,23 @@ async def main():
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
 
-    async def lost():
+    async def gone():
         disconnected.set()
+        if not nc.is_closed:  # that is us
+            print("NATS is away", flush=True)
 
-    nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=lost)
+    async def back():
+        print("NATS is back", flush=True)
+
+    async def trouble(error):
+        if not isinstance(error, OSError):  # a failed attempt to connect again is no news
+            print(f"NATS: {error!r}", flush=True)
+
+    # Comes back by itself, however long NATS is away.
+    nc = await nats.connect(
+        NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
+        error_cb=trouble,
+    )
     registry = Registry(nc)
     await registry.open()
     while not stopping.is_set():

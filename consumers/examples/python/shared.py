@@ -120,7 +120,7 @@ async def open_dead_letters(js):
         ))
 
 
-async def take_events(js, stopping):
+async def take_events(nc, js, stopping):
     """One of CONCURRENCY that take an event each: nobody waits for a batch to fill."""
     config = ConsumerConfig(
         deliver_policy=DeliverPolicy.NEW, ack_wait=ACK_WAIT, max_deliver=-1, max_ack_pending=10_000
@@ -135,19 +135,39 @@ async def take_events(js, stopping):
                     [message] = await events.fetch(1, timeout=1)
                     await work(js, message)
         except nats.errors.Error as error:
-            # NATS is away, or somebody deleted the consumer.
-            print(f"pulling failed, trying again: {error!r}", flush=True)
+            if nc.is_connected:  # somebody deleted the consumer
+                print(f"pulling failed, trying again: {error!r}", flush=True)
             await asyncio.sleep(1)
+
+async def connect():
+    """A connection that comes back by itself, however long NATS is away, and says so."""
+
+    async def gone():
+        if not nc.is_closed:  # that is us
+            print("NATS is away", flush=True)
+
+    async def back():
+        print("NATS is back", flush=True)
+
+    async def trouble(error):
+        if not isinstance(error, OSError):  # a failed attempt to connect again is no news
+            print(f"NATS: {error!r}", flush=True)
+
+    nc = await nats.connect(
+        NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
+        error_cb=trouble,
+    )
+    return nc
 
 
 async def main():
     stopping = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1)
+    nc = await connect()
     js = nc.jetstream()
     await open_dead_letters(js)
-    await asyncio.gather(*(take_events(js, stopping) for _ in range(CONCURRENCY)))
+    await asyncio.gather(*(take_events(nc, js, stopping) for _ in range(CONCURRENCY)))
     # Sends what is still to be said, acknowledgements above all.
     await nc.flush()
     await nc.close()

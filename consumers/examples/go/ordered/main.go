@@ -141,7 +141,12 @@ func main() {
 	defer stop()
 	lost := make(chan struct{}, 1)
 	nc, err := nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL), nats.MaxReconnects(-1),
-		nats.ReconnectWait(250*time.Millisecond), nats.DisconnectErrHandler(func(*nats.Conn, error) {
+		nats.ReconnectWait(250*time.Millisecond),
+		nats.ReconnectHandler(func(*nats.Conn) { fmt.Println("NATS is back") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // else it is us
+				fmt.Println("NATS is away")
+			}
 			select {
 			case lost <- struct{}{}:
 			default:

@@ -211,10 +211,22 @@ func takeEvents(stopping context.Context, js jetstream.JetStream) {
 	}
 }
 
+// connect makes a connection that comes back by itself, however long NATS is away, and says so.
+func connect() (*nats.Conn, error) {
+	return nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL), nats.MaxReconnects(-1),
+		nats.ReconnectWait(250*time.Millisecond),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // else it is us
+				fmt.Println("NATS is away")
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { fmt.Println("NATS is back") }))
+}
+
 func main() {
 	stopping, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	nc, err := nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL), nats.MaxReconnects(-1))
+	nc, err := connect()
 	if err != nil {
 		log.Fatal(err)
 	}
