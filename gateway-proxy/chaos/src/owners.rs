@@ -9,8 +9,8 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream;
 use async_nats::jetstream::message::StreamMessage;
+use async_nats::{ConnectOptions, jetstream};
 use schemas::{Prefix, ShardRecord, Subject};
 use time::OffsetDateTime;
 use tokio::time::{sleep, timeout};
@@ -76,8 +76,11 @@ struct Seen {
 pub(crate) struct Owners(Arc<Mutex<Seen>>);
 
 impl Owners {
-    /// Follows the shards' records for as long as this process lives.
-    pub(crate) fn follow(&self, client: async_nats::Client) {
+    /// Follows the shards' records on this NATS for as long as this process lives.
+    pub(crate) async fn follow(&self, nats_url: &str) -> anyhow::Result<()> {
+        // Sooner back than the first proxy whose record the next one might replace.
+        let options = ConnectOptions::new().reconnect_delay_callback(|_| PAUSE);
+        let client = options.connect(nats_url).await?;
         let owners = self.clone();
         drop(tokio::spawn(async move {
             let bucket = loop {
@@ -102,6 +105,7 @@ impl Owners {
                 }
             }
         }));
+        Ok(())
     }
 
     fn record(&self, message: &StreamMessage) {

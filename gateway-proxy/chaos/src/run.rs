@@ -104,7 +104,7 @@ impl Run {
             .max(1);
         let owners = options.fleet.then(Owners::default);
         if let Some(owners) = &owners {
-            owners.follow(nats::connect(&nats.url()).await?);
+            owners.follow(&nats.url()).await?;
         }
         let (mut proxies, mut cables) = (Vec::new(), Vec::new());
         for index in 0..options.proxies.max(1) {
