@@ -1,7 +1,5 @@
-//! How the process ends: every reason to give up, its exit code, and the one line that says what to
-//! do about it. Decides nothing; whoever finds the reason builds a [`Fatal`] and returns it.
+//! The end of the process: the reason on standard error, its exit code, panics among the reasons.
 
-use std::fmt;
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -9,185 +7,50 @@ use std::sync::OnceLock;
 
 use gateway_proxy_core::close::FatalClose;
 use schemas::ShardId;
+use schemas::exit::one_line;
+pub use schemas::exit::{Fatal, Signal};
 use tokio::sync::watch;
 
-/// Signals that end the process at once when they arrive a second time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// Ctrl-C.
-    Interrupt,
-    /// What service managers send.
-    Terminate,
-}
-
-impl Signal {
-    /// The signal's number, as in `128 + number`.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Interrupt => 2,
-            Self::Terminate => 15,
+/// The end that a close demands which no reconnect can cure (Discord, Gateway close event codes:
+/// reconnect "false").
+#[must_use]
+pub(crate) fn gateway_close(shard: ShardId, close: FatalClose) -> Fatal {
+    let problem = format!("shard {shard}: {close}");
+    match close {
+        FatalClose::AuthenticationFailed => Fatal::refused(
+            problem,
+            "set the bot's current token (--token-file or DISCORD_TOKEN)",
+        ),
+        FatalClose::InvalidIntents => Fatal::refused(problem, "check --intents"),
+        FatalClose::DisallowedIntents => Fatal::refused(
+            problem,
+            "enable them in Discord's developer portal (Bot, Privileged Gateway Intents) or leave them out of --intents",
+        ),
+        FatalClose::InvalidShard => Fatal::unfit(
+            problem,
+            "check --shards and --shard-ids; very large bots need a multiple of the number Discord recommends",
+        ),
+        FatalClose::ShardingRequired => {
+            Fatal::unfit(problem, "raise --shards or use --shards auto")
         }
-    }
-}
-
-impl fmt::Display for Signal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-        })
-    }
-}
-
-/// Why the process cannot go on. Every variant has its exit code; the codes are part of the
-/// contract and follow `sysexits.h` where it has one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fatal {
-    /// 64: flags, environment or file are wrong; the problem names the key.
-    #[error("{problem}; {advice}")]
-    Usage {
-        /// Which key, which value, what is allowed.
-        problem: String,
-        /// What to do.
-        advice: String,
-    },
-    /// 69: NATS or Discord did not answer within `--startup-timeout`.
-    #[error("{problem}; {advice}")]
-    Unreachable {
-        /// Who, for how long, and the last error.
-        problem: String,
-        /// What to do.
-        advice: String,
-    },
-    /// 70: a fault of the program itself.
-    #[error("internal error: {problem}; this is a bug, please report it with the log above")]
-    Bug {
-        /// What was found.
-        problem: String,
-    },
-    /// 77: Discord refuses the token or the intents (401, 403, 4004, 4013, 4014).
-    #[error("{problem}; {advice}")]
-    Refused {
-        /// What Discord said.
-        problem: String,
-        /// What to do.
-        advice: String,
-    },
-    /// 78: the surroundings do not fit: a stream with other settings, NATS too old or without
-    /// JetStream, missing permission, shard or version refused (4010, 4011, 4012).
-    #[error("{problem}; {advice}")]
-    Unfit {
-        /// What is there and what would be needed.
-        problem: String,
-        /// What to do.
-        advice: String,
-    },
-    /// 130 or 143: a second signal cut the drain short, as a shell reports a death by that signal.
-    #[error("{0} came a second time: stopped without draining")]
-    Interrupted(Signal),
-}
-
-impl Fatal {
-    /// Wrong flags, environment or file.
-    pub fn usage(problem: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Usage {
-            problem: problem.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// Somebody we need does not answer.
-    pub fn unreachable(problem: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Unreachable {
-            problem: problem.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// A fault of ours.
-    pub fn bug(problem: impl Into<String>) -> Self {
-        Self::Bug {
-            problem: problem.into(),
-        }
-    }
-
-    /// Discord says no.
-    pub fn refused(problem: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Refused {
-            problem: problem.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// The surroundings do not fit.
-    pub fn unfit(problem: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Unfit {
-            problem: problem.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// The end that a close demands which no reconnect can cure (Discord, Gateway close event codes:
-    /// reconnect "false").
-    #[must_use]
-    pub fn gateway_close(shard: ShardId, close: FatalClose) -> Self {
-        let problem = format!("shard {shard}: {close}");
-        match close {
-            FatalClose::AuthenticationFailed => Self::refused(
-                problem,
-                "set the bot's current token (--token-file or DISCORD_TOKEN)",
-            ),
-            FatalClose::InvalidIntents => Self::refused(problem, "check --intents"),
-            FatalClose::DisallowedIntents => Self::refused(
-                problem,
-                "enable them in Discord's developer portal (Bot, Privileged Gateway Intents) or leave them out of --intents",
-            ),
-            FatalClose::InvalidShard => Self::unfit(
-                problem,
-                "check --shards and --shard-ids; very large bots need a multiple of the number Discord recommends",
-            ),
-            FatalClose::ShardingRequired => {
-                Self::unfit(problem, "raise --shards or use --shards auto")
-            }
-            FatalClose::InvalidVersion => {
-                Self::unfit(problem, "this program is too old for Discord: update it")
-            }
-        }
-    }
-
-    /// The process' exit code.
-    #[must_use]
-    pub const fn code(&self) -> u8 {
-        match self {
-            Self::Usage { .. } => 64,
-            Self::Unreachable { .. } => 69,
-            Self::Bug { .. } => 70,
-            Self::Refused { .. } => 77,
-            Self::Unfit { .. } => 78,
-            Self::Interrupted(signal) => 128 + signal.number(),
+        FatalClose::InvalidVersion => {
+            Fatal::unfit(problem, "this program is too old for Discord: update it")
         }
     }
 }
 
 /// Writes the reason to standard error as one line and turns it into the exit code.
 pub(crate) fn finish(program: &str, outcome: Result<(), Fatal>) -> ExitCode {
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(fatal) => {
-            complain(&format!("{program}: {fatal}"));
-            ExitCode::from(fatal.code())
-        }
-    }
+    let Err(fatal) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    complain(&fatal.line(program));
+    ExitCode::from(fatal.code())
 }
 
 /// One line on standard error; a reader that went away is no reason to fail.
 pub(crate) fn complain(text: &str) {
-    let line: String = text
-        .chars()
-        .map(|c| if c == '\n' || c == '\r' { ' ' } else { c })
-        .collect();
-    drop(writeln!(std::io::stderr().lock(), "{line}"));
+    drop(writeln!(std::io::stderr().lock(), "{}", one_line(text)));
 }
 
 /// Tells of the first panic in any thread or task.
@@ -245,17 +108,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_the_exit_code_of_the_contract() {
-        assert_eq!(Fatal::usage("a", "b").code(), 64);
-        assert_eq!(Fatal::unreachable("a", "b").code(), 69);
-        assert_eq!(Fatal::bug("a").code(), 70);
-        assert_eq!(Fatal::refused("a", "b").code(), 77);
-        assert_eq!(Fatal::unfit("a", "b").code(), 78);
-        assert_eq!(Fatal::Interrupted(Signal::Interrupt).code(), 130);
-        assert_eq!(Fatal::Interrupted(Signal::Terminate).code(), 143);
-    }
-
-    #[test]
     fn a_refused_token_or_intent_is_77_and_a_refused_shard_or_version_78() {
         let shard = ShardId::new(3, 16).unwrap();
         for (close, code) in [
@@ -266,7 +118,7 @@ mod tests {
             (FatalClose::ShardingRequired, 78),
             (FatalClose::InvalidVersion, 78),
         ] {
-            let fatal = Fatal::gateway_close(shard, close);
+            let fatal = gateway_close(shard, close);
             assert_eq!(fatal.code(), code, "{close:?}");
             assert!(fatal.to_string().contains("3/16"), "{fatal}");
         }

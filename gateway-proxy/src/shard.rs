@@ -30,7 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::commands::{Commands, Port};
 use crate::compression::Inflater;
 use crate::config::{Compression, EventFilter};
-use crate::exit::Fatal;
+use crate::exit::{self, Fatal};
 use crate::gateway_url::GatewayUrl;
 use crate::identify::Identifies;
 use crate::metrics::{CloseCode, Heartbeat, Metrics, ReconnectReason};
@@ -621,7 +621,7 @@ impl ShardTask {
         drop(
             self.shared
                 .fatal
-                .try_send(Fatal::gateway_close(self.shard(), fatal)),
+                .try_send(exit::gateway_close(self.shard(), fatal)),
         );
     }
 

@@ -8,6 +8,7 @@
 pub mod control;
 pub mod directory;
 pub mod event;
+pub mod exit;
 pub mod fleet;
 pub mod health;
 pub mod ids;
