@@ -128,18 +128,25 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<(ServerOp<'_>, usize)>, WireE
     let after_line = end + 1;
     let (verb, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
     let rest = rest.trim();
-    let op = match verb.to_ascii_uppercase().as_str() {
-        "PING" => ServerOp::Ping,
-        "PONG" => ServerOp::Pong,
-        "+OK" => ServerOp::Ok,
-        "-ERR" => ServerOp::Err(rest.trim_matches('\'')),
-        "INFO" => {
-            let info = serde_json::from_str(rest).map_err(|_| malformed())?;
-            ServerOp::Info(Box::new(info))
-        }
-        "MSG" => return message(rest, false, input, after_line, malformed),
-        "HMSG" => return message(rest, true, input, after_line, malformed),
-        _ => return Err(malformed()),
+    // Servers write capitals, clients must take either.
+    let is = |name: &str| verb.eq_ignore_ascii_case(name);
+    let op = if is("MSG") {
+        return message(rest, false, input, after_line, malformed);
+    } else if is("HMSG") {
+        return message(rest, true, input, after_line, malformed);
+    } else if is("PING") {
+        ServerOp::Ping
+    } else if is("PONG") {
+        ServerOp::Pong
+    } else if is("+OK") {
+        ServerOp::Ok
+    } else if is("-ERR") {
+        ServerOp::Err(rest.trim_matches('\''))
+    } else if is("INFO") {
+        let info = serde_json::from_str(rest).map_err(|_| malformed())?;
+        ServerOp::Info(Box::new(info))
+    } else {
+        return Err(malformed());
     };
     Ok(Some((op, after_line)))
 }
