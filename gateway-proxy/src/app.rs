@@ -286,7 +286,11 @@ fn shared(
         identifies: Arc::clone(&desks.identifies),
         silent_after: config.silent_after(),
         process: Arc::clone(&started.process),
-        commands: Commands::new(started.nats.client.clone(), config.prefix().clone()),
+        commands: Commands::new(
+            started.nats.client.clone(),
+            config.prefix().clone(),
+            started.metrics.clone(),
+        ),
         ownership,
         metrics: started.metrics.clone(),
         proxy: config.proxy_id().clone(),

@@ -12,10 +12,12 @@ use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
 use gateway_proxy_core::commands::{CommandQueue, Equal, Placed, Refusal};
 use gateway_proxy_core::session::{Phase, Session};
-use schemas::{CommandReply, GatewayCommand, Prefix, ShardId, Subject};
+use schemas::{CommandOp, CommandReply, GatewayCommand, Prefix, ShardId, Subject};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
+
+use crate::metrics::{CommandOutcome, Metrics};
 
 /// Requests on their way to one shard's task; more are refused at once.
 const REQUESTS_MAX: usize = 64;
@@ -38,14 +40,16 @@ struct Request {
 pub(crate) struct Commands {
     client: Client,
     prefix: Prefix,
+    metrics: Metrics,
     ports: Mutex<BTreeMap<ShardId, mpsc::Sender<Box<Request>>>>,
 }
 
 impl Commands {
-    pub(crate) fn new(client: Client, prefix: Prefix) -> Arc<Self> {
+    pub(crate) fn new(client: Client, prefix: Prefix, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             client,
             prefix,
+            metrics,
             ports: Mutex::default(),
         })
     }
@@ -70,6 +74,7 @@ impl Commands {
             queue: CommandQueue::new(shard),
             askers: HashMap::new(),
             last_ticket: 0,
+            sending: None,
             _listening: AbortOnDropHandle::new(tokio::spawn(listening)),
         }
     }
@@ -111,6 +116,8 @@ impl Commands {
             mpsc::error::TrySendError::Full(request) => (request, "too many commands at once"),
             mpsc::error::TrySendError::Closed(request) => (request, "the shard is being let go"),
         };
+        let op = op_of(&request);
+        self.metrics.commands.add(op, CommandOutcome::Rejected, 1);
         let reply = CommandReply::rejected(why, Some(FULL_RETRY_MS));
         self.reply(&request, &reply).await;
     }
@@ -144,6 +151,8 @@ pub(crate) struct Port {
     // Who waits to hear what became of a command; empty between two wakes.
     askers: HashMap<u64, Box<Request>>,
     last_ticket: u64,
+    // The command that `next` yielded last.
+    sending: Option<CommandOp>,
     _listening: AbortOnDropHandle<()>,
 }
 
@@ -189,15 +198,25 @@ impl Port {
             && let Some((ticket, command)) = self.queue.poll(now, || session.reserve_command(now))
         {
             let payload = command.payload().map(String::from_utf8);
+            self.sending = Some(command.op);
             // Parsed from no more than this, and written by the same rules.
             if let Ok(Ok(payload)) = payload {
                 return Some((ticket, payload));
             }
             let reply = CommandReply::rejected("the payload is above Discord's limit", None);
+            self.count(self.sending, CommandOutcome::Rejected);
             self.answer(ticket, &reply).await;
+        }
+        while let Some((op, count)) = self.queue.poll_dropped() {
+            let counts = &self.hub.metrics.commands;
+            counts.add(Some(op), CommandOutcome::Dropped, count);
         }
         for ticket in self.askers.keys().copied().collect::<Vec<_>>() {
             let wait = self.queue.wait_of(ticket, now).unwrap_or_default();
+            self.count(
+                self.askers.get(&ticket).and_then(|asker| op_of(asker)),
+                CommandOutcome::Queued,
+            );
             self.answer(ticket, &CommandReply::queued(millis(wait)))
                 .await;
         }
@@ -206,14 +225,14 @@ impl Port {
 
     /// What became of the payload that [`Port::next`] yielded.
     pub(crate) async fn sent(&mut self, ticket: u64, delivered: bool) {
-        let reply = if delivered {
-            CommandReply::sent()
+        let (outcome, reply) = if delivered {
+            (CommandOutcome::Sent, CommandReply::sent())
         } else {
-            CommandReply::rejected(
-                "the connection broke while the command was sent",
-                Some(NOT_READY_RETRY_MS),
-            )
+            let why = "the connection broke while the command was sent";
+            let reply = CommandReply::rejected(why, Some(NOT_READY_RETRY_MS));
+            (CommandOutcome::Rejected, reply)
         };
+        self.count(self.sending, outcome);
         self.answer(ticket, &reply).await;
     }
 
@@ -221,27 +240,47 @@ impl Port {
         let Some(request) = self.askers.get(&ticket) else {
             return;
         };
-        let reply = match GatewayCommand::parse(&request.message.payload) {
-            Err(error) => CommandReply::rejected(error, None),
-            Ok(_) if !ready => {
-                CommandReply::rejected("the shard is not connected", Some(NOT_READY_RETRY_MS))
-            }
+        let command = GatewayCommand::parse(&request.message.payload);
+        let op = command.as_ref().ok().map(|command| command.op);
+        let (outcome, reply) = match command {
+            Err(error) => (
+                CommandOutcome::Rejected,
+                CommandReply::rejected(error, None),
+            ),
+            Ok(_) if !ready => (
+                CommandOutcome::Rejected,
+                CommandReply::rejected("the shard is not connected", Some(NOT_READY_RETRY_MS)),
+            ),
             Ok(command) => match self.queue.submit(ticket, command, now) {
                 Ok(Placed::Waiting) => return,
-                Ok(Placed::Merged { nonce, with }) => match with {
-                    Equal::Sent(ago) => CommandReply::joined_sent(nonce, millis(ago)),
-                    Equal::Waiting(other) => {
-                        let wait = self.queue.wait_of(other, now).unwrap_or_default();
-                        CommandReply::joined_queued(nonce, millis(wait))
-                    }
-                },
-                Err(refusal @ Refusal::Full) => {
-                    CommandReply::rejected(refusal, Some(FULL_RETRY_MS))
+                Ok(Placed::Merged { nonce, with }) => {
+                    (CommandOutcome::Merged, self.merged(nonce, with, now))
                 }
-                Err(refusal) => CommandReply::rejected(refusal, None),
+                Err(refusal) => {
+                    let retry = (refusal == Refusal::Full).then_some(FULL_RETRY_MS);
+                    (
+                        CommandOutcome::Rejected,
+                        CommandReply::rejected(refusal, retry),
+                    )
+                }
             },
         };
+        self.count(op, outcome);
         self.answer(ticket, &reply).await;
+    }
+
+    fn merged(&self, nonce: Option<String>, with: Equal, now: Instant) -> CommandReply {
+        match with {
+            Equal::Sent(ago) => CommandReply::joined_sent(nonce, millis(ago)),
+            Equal::Waiting(other) => {
+                let wait = self.queue.wait_of(other, now).unwrap_or_default();
+                CommandReply::joined_queued(nonce, millis(wait))
+            }
+        }
+    }
+
+    fn count(&self, op: Option<CommandOp>, outcome: CommandOutcome) {
+        self.hub.metrics.commands.add(op, outcome, 1);
     }
 
     async fn answer(&mut self, ticket: u64, reply: &CommandReply) {
@@ -259,6 +298,12 @@ impl Drop for Port {
             ports.remove(&self.shard);
         }
     }
+}
+
+/// What a request asks for; `None` where it is no command.
+fn op_of(request: &Request) -> Option<CommandOp> {
+    let command = GatewayCommand::parse(&request.message.payload);
+    command.ok().map(|command| command.op)
 }
 
 fn millis(time: Duration) -> u64 {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use gateway_proxy_core::session::CloseReason;
 use prometheus_client::registry::Registry;
-use schemas::GapReason;
 use schemas::event::{EventKind, EventName, ProxyEventKind};
+use schemas::{CommandOp, GapReason};
 
 use crate::status::ProcessStatus;
 
@@ -101,6 +101,8 @@ pub struct Instruments {
     pub silences: PerLabel<SilenceStep>,
     /// Heartbeats sent and acknowledged.
     pub heartbeats: PerLabel<Heartbeat>,
+    /// Users' gateway commands, by opcode and what became of them.
+    pub commands: CommandCounts,
     /// Events that wait for an acknowledgement.
     pub window_messages: Level,
     /// Their bytes.
@@ -319,6 +321,44 @@ labels! {
     }
 }
 
+labels! {
+    /// What became of a user's gateway command.
+    CommandOutcome, "outcome", {
+        /// Went out to Discord, at once or after waiting.
+        Sent = "sent",
+        /// Waits for the budget or a limit of its own; counted again when that is over.
+        Queued = "queued",
+        /// Not sent: an equal member request waits or is being answered.
+        Merged = "merged",
+        /// Not sent, and its asker was told why.
+        Rejected = "rejected",
+        /// Waited and was never sent: too long without a connection, or a newer presence came.
+        Dropped = "dropped",
+    }
+}
+
+/// Gateway commands by opcode and outcome.
+#[derive(Debug, Default)]
+pub struct CommandCounts([PerLabel<CommandOutcome>; CommandOp::ALL.len() + 1]);
+
+impl CommandCounts {
+    /// So many more; `None` is what is no command.
+    pub fn add(&self, op: Option<CommandOp>, outcome: CommandOutcome, count: u64) {
+        let of_op = CommandOp::ALL.iter().position(|known| Some(*known) == op);
+        self.0[of_op.unwrap_or(CommandOp::ALL.len())].add_many(outcome, count);
+    }
+
+    /// Opcode (`other` for what is none that may be sent), outcome and number, of what was ever counted.
+    fn counted(&self) -> impl Iterator<Item = (String, &'static str, u64)> {
+        self.0.iter().enumerate().flat_map(|(index, of_op)| {
+            let op = CommandOp::ALL.get(index);
+            let op = op.map_or_else(|| "other".to_owned(), CommandOp::to_string);
+            let counted = of_op.counted();
+            counted.map(move |(outcome, count)| (op.clone(), outcome, count))
+        })
+    }
+}
+
 /// The code of a close that came in; codes Discord does not use share one label value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseCode(u8);
@@ -467,6 +507,21 @@ mod tests {
         assert_eq!(label(Some(4014)), "4014");
         assert_eq!(label(None), "1006");
         assert_eq!(label(Some(4999)), "other");
+    }
+
+    #[test]
+    fn commands_are_counted_by_opcode_and_outcome() {
+        let (_, metrics) = metrics();
+        let all = CommandOp::ALL.map(Some);
+        for op in all.into_iter().chain([None]) {
+            metrics.commands.add(op, CommandOutcome::Rejected, 2);
+        }
+        let text = metrics.render().unwrap();
+        for op in ["3", "4", "8", "31", "43", "other"] {
+            let series =
+                format!("gateway_proxy_gateway_commands_total{{op=\"{op}\",outcome=\"rejected\"}}");
+            assert_eq!(value(&text, &series), Some(2.0), "{text}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The connection's budget of 120 payloads per 60 s is the session's; this keeps what waits for it,
 //! the limits of single commands, and equal member requests from being sent twice.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use schemas::{CommandOp, GatewayCommand, GuildId, ShardId};
@@ -114,6 +114,8 @@ pub struct CommandQueue {
     presences: VecDeque<Instant>,
     // The budget has room again.
     room_at: Option<Instant>,
+    // Waited, and will not be sent; until somebody asks.
+    dropped: BTreeMap<CommandOp, u64>,
 }
 
 impl CommandQueue {
@@ -126,6 +128,7 @@ impl CommandQueue {
             sent: Vec::new(),
             presences: VecDeque::new(),
             room_at: None,
+            dropped: BTreeMap::new(),
         }
     }
 
@@ -148,8 +151,7 @@ impl CommandQueue {
         }
         if command.op == CommandOp::PresenceUpdate {
             // The newer presence is the one to be shown.
-            self.waiting
-                .retain(|waiting| waiting.command.op != CommandOp::PresenceUpdate);
+            self.drop_waiting(|waiting| waiting.command.op == CommandOp::PresenceUpdate);
         }
         if self.waiting.len() >= WAITING_MAX {
             return Err(Refusal::Full);
@@ -237,6 +239,18 @@ impl CommandQueue {
         self.room_at = None;
     }
 
+    /// Commands that had been taken and will never be sent, by opcode, each told once: a newer presence
+    /// replaced them, or they waited for a connection for too long.
+    pub fn poll_dropped(&mut self) -> Option<(CommandOp, u64)> {
+        self.dropped.pop_first()
+    }
+
+    fn drop_waiting(&mut self, mut is_over: impl FnMut(&Waiting) -> bool) {
+        for gone in self.waiting.extract_if(.., |waiting| is_over(waiting)) {
+            *self.dropped.entry(gone.command.op).or_default() += 1;
+        }
+    }
+
     fn equal(&self, members: &Members, own: Option<&str>, now: Instant) -> Option<Placed> {
         // Chunks without a nonce cannot be found by one.
         let found = |theirs: Option<&str>| theirs.is_some() || own.is_none();
@@ -284,8 +298,7 @@ impl CommandQueue {
 
     fn expire(&mut self, now: Instant) {
         let age = |since: Instant| now.saturating_duration_since(since);
-        self.waiting
-            .retain(|waiting| age(waiting.since) < EXPIRES_AFTER);
+        self.drop_waiting(|waiting| age(waiting.since) >= EXPIRES_AFTER);
         self.sent.retain(|sent| age(sent.at) < ALL_MEMBERS_EVERY);
         while self
             .presences

@@ -29,6 +29,7 @@ impl Collector for Counts {
         out.events(it)?;
         out.frames(it)?;
         out.sessions(it)?;
+        out.commands(it)?;
         out.publishing(it)?;
         out.fleet(it)
     }
@@ -97,6 +98,19 @@ impl Output<'_> {
             None,
             &it.session_starts_remaining,
         )
+    }
+
+    fn commands(&mut self, it: &Instruments) -> Result<(), Error> {
+        let help = "Users' gateway commands, by opcode and what became of them";
+        let counter = MetricType::Counter;
+        let mut metric = self
+            .0
+            .encode_descriptor("gateway_commands", help, None, counter)?;
+        for (op, outcome, count) in it.commands.counted() {
+            let labels = [("op", op.as_str()), ("outcome", outcome)];
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 
     fn publishing(&mut self, it: &Instruments) -> Result<(), Error> {

@@ -68,7 +68,12 @@ pub struct PerLabel<L> {
 impl<L: Label> PerLabel<L> {
     /// One more of this value.
     pub fn add(&self, label: L) {
-        self.counts[label.index()].fetch_add(1, Ordering::Relaxed);
+        self.add_many(label, 1);
+    }
+
+    /// So many more of this value.
+    pub fn add_many(&self, label: L, count: u64) {
+        self.counts[label.index()].fetch_add(count, Ordering::Relaxed);
     }
 
     /// How many of this value.

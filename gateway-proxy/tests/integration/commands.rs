@@ -15,7 +15,7 @@ struct Scene {
     rig: Rig,
     client: Client,
     // Ends with the test.
-    _proxy: Proxy,
+    proxy: Proxy,
 }
 
 impl Scene {
@@ -32,11 +32,7 @@ impl Scene {
         let http = proxy.http().await;
         eventually(http, "/ready", |status, _| status == 200).await;
         let client = rig.client().await;
-        Self {
-            rig,
-            client,
-            _proxy: proxy,
-        }
+        Self { rig, client, proxy }
     }
 
     /// A guild of this shard.
@@ -61,6 +57,14 @@ impl Scene {
 
     async fn in_guild(&self, guild: GuildId, request: &Value) -> CommandReply {
         self.ask(Subject::GuildCommands { guild }, request).await
+    }
+
+    /// Waits until the proxy has counted so many commands of this opcode with this outcome.
+    async fn counted(&self, op: &str, outcome: &str, count: u64) {
+        let name = "gateway_proxy_gateway_commands_total";
+        let line = format!("{name}{{op=\"{op}\",outcome=\"{outcome}\"}} {count}");
+        let is_there = |_, body: &str| body.lines().any(|found| found == line);
+        eventually(self.proxy.http().await, "/metrics", is_there).await;
     }
 
     fn expect_no_violation(&self) {
@@ -132,6 +136,9 @@ async fn what_must_not_be_sent_is_rejected_with_the_reason() {
         let error = reply.error.unwrap();
         assert!(error.contains(reason), "{error}");
     }
+    for (op, count) in [("3", 1), ("4", 1), ("other", 3)] {
+        scene.counted(op, "rejected", count).await;
+    }
     scene.expect_no_violation();
 }
 
@@ -157,6 +164,9 @@ async fn equal_requests_for_members_go_out_once() {
     assert_eq!(queued.status, CommandStatus::Queued);
     let wait = queued.retry_after_ms.unwrap();
     assert!((1..=30_000).contains(&wait), "{wait}");
+    for outcome in ["sent", "merged", "queued"] {
+        scene.counted("8", outcome, 1).await;
+    }
     scene.expect_no_violation();
 }
 

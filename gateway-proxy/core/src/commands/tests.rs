@@ -93,6 +93,8 @@ fn presences_keep_their_limit_and_the_newest_wins() {
     assert_eq!(next(&mut queue, now), None);
     queue.submit(7, presence("new"), now + SECOND).unwrap();
     assert_eq!(queue.wait_of(6, now + SECOND), None, "replaced");
+    assert_eq!(queue.poll_dropped(), Some((CommandOp::PresenceUpdate, 1)));
+    assert_eq!(queue.poll_dropped(), None, "told once");
     assert_eq!(queue.wait_of(7, now + SECOND), Some(19 * SECOND));
     assert_eq!(queue.poll_timeout(now), Some(now + 20 * SECOND));
     assert_eq!(next(&mut queue, now + 20 * SECOND), Some(7));
