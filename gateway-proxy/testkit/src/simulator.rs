@@ -155,6 +155,12 @@ impl Simulator {
             .collect()
     }
 
+    /// How many guilds are in an outage.
+    #[must_use]
+    pub fn unavailable_guilds(&self) -> usize {
+        self.shared.world.unavailable()
+    }
+
     /// Does something and says how many connections, guilds or sessions it reached.
     pub fn apply(&self, action: Action) -> usize {
         actions::apply(&self.shared, action)

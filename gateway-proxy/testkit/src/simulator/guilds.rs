@@ -26,6 +26,8 @@ pub(crate) struct Guild {
 pub(crate) struct World {
     guilds: Vec<Guild>,
     by_id: HashMap<u64, u32>,
+    /// In the order of their ids.
+    sorted: Vec<u32>,
     unavailable: Vec<AtomicBool>,
 }
 
@@ -51,9 +53,12 @@ impl World {
             });
         }
         let unavailable = guilds.iter().map(|_| AtomicBool::new(false)).collect();
+        let mut sorted: Vec<u32> = (0..count as u32).collect();
+        sorted.sort_unstable_by_key(|index| guilds[*index as usize].id);
         Self {
             guilds,
             by_id,
+            sorted,
             unavailable,
         }
     }
@@ -70,6 +75,19 @@ impl World {
         self.by_id.get(&id).copied()
     }
 
+    /// A page of guilds in the order of their ids: the first after `after`, or the last before `before`.
+    pub(crate) fn page(&self, after: u64, before: Option<u64>, limit: usize) -> &[u32] {
+        let below = |id: u64| move |index: &u32| self.guild(*index).id < id;
+        let from = self.sorted.partition_point(below(after.saturating_add(1)));
+        match before {
+            None => &self.sorted[from..(from + limit).min(self.sorted.len())],
+            Some(before) => {
+                let to = self.sorted.partition_point(below(before)).max(from);
+                &self.sorted[from.max(to.saturating_sub(limit))..to]
+            }
+        }
+    }
+
     /// The guilds of a shard, by Discord's formula.
     pub(crate) fn of_shard(&self, shard: ShardId) -> Vec<u32> {
         let mine = |guild: &Guild| shard_of(guild.id, shard.count()) == shard.id();
@@ -82,6 +100,12 @@ impl World {
 
     pub(crate) fn is_unavailable(&self, index: u32) -> bool {
         self.unavailable[index as usize].load(Ordering::Relaxed)
+    }
+
+    /// Guilds in an outage.
+    pub(crate) fn unavailable(&self) -> usize {
+        let out = |guild: &&AtomicBool| guild.load(Ordering::Relaxed);
+        self.unavailable.iter().filter(out).count()
     }
 
     /// True when that changed something.
@@ -149,6 +173,26 @@ mod tests {
         for index in world.of_shard(ShardId::new(3, 16).unwrap()) {
             assert_eq!((world.guild(index).id >> 22) % 16, 3);
         }
+    }
+
+    #[test]
+    fn pages_hold_every_guild_once_in_the_order_of_ids() {
+        let world = World::new(7, 250, GuildBytes::default());
+        let mut all: Vec<u64> = world.guilds.iter().map(|guild| guild.id).collect();
+        all.sort_unstable();
+        let ids = |page: &[u32]| -> Vec<u64> {
+            page.iter().map(|index| world.guild(*index).id).collect()
+        };
+        let (mut paged, mut after) = (Vec::new(), 0);
+        while let [.., last] = &ids(world.page(after, None, 100))[..] {
+            paged.extend(ids(world.page(after, None, 100)));
+            after = *last;
+        }
+        assert_eq!(paged, all);
+        assert_eq!(ids(world.page(0, Some(all[200]), 3)), all[197..200]);
+        assert_eq!(ids(world.page(all[198], Some(all[200]), 3)), all[199..200]);
+        assert!(world.page(0, Some(all[0]), 3).is_empty());
+        assert!(world.page(u64::MAX, None, 3).is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use self::slots::{List, Piece, compile, render};
 use super::events::{Names, intents_for};
-use super::guilds::{Entity, World, entity, splitmix};
+use super::guilds::{Entity, Guild, World, entity, splitmix};
 
 static EVENTS: &str = include_str!("templates/events.tsv");
 static PARTS: &str = include_str!("templates/parts.tsv");
@@ -168,6 +168,32 @@ impl Templates {
         let mut context = Context::new(guild.id, splitmix(guild.id), VIRTUAL_EPOCH_MS, None);
         context.plan = Some(GuildPlan::new(guild.bytes as usize, full, out.len()));
         render(self, out, &self.parts["guild"], &mut context);
+    }
+
+    /// Appends a guild as the list of the bot's guilds has it, under the name of its GUILD_CREATE.
+    pub(crate) fn render_listed(&self, out: &mut Vec<u8>, guild: Guild, counts: bool) {
+        self.render_over_rest(out, &self.parts["guild.listed"], guild, counts);
+    }
+
+    /// Appends a guild object, with name, owner and roles of its GUILD_CREATE.
+    pub(crate) fn render_object(&self, out: &mut Vec<u8>, guild: Guild, counts: bool) {
+        let update = usize::from(self.by_key["GUILD_UPDATE"]);
+        self.render_over_rest(out, &self.events[update].full, guild, counts);
+    }
+
+    fn render_over_rest(&self, out: &mut Vec<u8>, pieces: &[Piece], guild: Guild, counts: bool) {
+        // The same draws as for the GUILD_CREATE.
+        let mut context = Context::new(guild.id, splitmix(guild.id), VIRTUAL_EPOCH_MS, None);
+        context.plan = Some(GuildPlan::new(guild.bytes as usize, false, out.len()));
+        render(self, out, pieces, &mut context);
+        if counts {
+            let members = Self::member_count(guild.bytes as usize);
+            let closing = out.pop();
+            for (field, count) in [("member", members), ("presence", members / 2)] {
+                out.extend_from_slice(format!(",\"approximate_{field}_count\":{count}").as_bytes());
+            }
+            out.extend(closing);
+        }
     }
 
     /// Appends members as GUILD_MEMBERS_CHUNK lists them.

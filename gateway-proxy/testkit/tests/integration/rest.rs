@@ -141,6 +141,61 @@ async fn twilight_http_reads_every_answer() {
 }
 
 #[tokio::test]
+async fn the_bots_guilds_come_in_pages_with_the_names_of_their_events() {
+    let config = Config {
+        guilds: 25,
+        ..Config::default()
+    };
+    let sim = Simulator::start(config).await.unwrap();
+    let api = twilight(&sim);
+    let mut ids = sim.guild_ids();
+    ids.sort_unstable();
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let mut page = api.current_user_guilds().limit(10);
+        if let Some(after) = after {
+            page = page.after(after);
+        }
+        let page = page.await.unwrap().models().await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        listed.extend(page);
+    }
+    let found: Vec<u64> = listed.iter().map(|guild| guild.id.get()).collect();
+    assert_eq!(found, ids);
+
+    let (mut client, _) = Client::identified(&sim, [0, 1]).await;
+    let described = client.expect_event("GUILD_CREATE").await["d"].clone();
+    let of_it = |guild: &Value| described["id"] == guild["id"];
+    let caller = Caller::new(&sim);
+    let list = "/api/v10/users/@me/guilds";
+    let (_, all) = caller.get(&format!("{list}?with_counts=true")).await;
+    let guild = all.as_array().unwrap().iter().find(|guild| of_it(guild));
+    let object = format!("/api/v10/guilds/{}", described["id"].as_str().unwrap());
+    let (_, object) = caller.get(&format!("{object}?with_counts=true")).await;
+    for answer in [guild.unwrap(), &object] {
+        assert_eq!(answer["name"], described["name"]);
+        assert_eq!(
+            answer["approximate_member_count"],
+            described["member_count"]
+        );
+    }
+    assert_eq!(object["owner_id"], described["owner_id"]);
+    let (_, before) = caller
+        .get(&format!("{list}?before={}&limit=2", ids[10]))
+        .await;
+    assert_eq!(before[1]["id"], ids[9].to_string());
+    assert_eq!(before[1]["approximate_member_count"], Value::Null);
+    for refused in ["limit=0", "limit=201", "after=x"] {
+        let (head, body) = caller.get(&format!("{list}?{refused}")).await;
+        assert_eq!(
+            (head.status().as_u16(), &body["code"]),
+            (400, &json!(50035))
+        );
+    }
+}
+
+#[tokio::test]
 async fn options_come_nested_and_typed_as_they_were_registered() {
     let sim = Simulator::start(Config {
         guilds: 1,

@@ -15,13 +15,14 @@ use super::super::guilds::{Entity, entity, snowflake};
 use super::super::identify::bot_user;
 use super::super::interactions::Answer;
 use super::super::state::Shared;
-use super::super::templates::{Context, VIRTUAL_EPOCH_MS};
 use super::failure;
 
 type App = State<Arc<Shared>>;
 
 /// Most commands in one scope (Discord: 100 slash commands, 5 of each other kind).
 const COMMANDS_MAX: usize = 110;
+/// Most guilds in a page, and how many there are unless asked for fewer (Get Current User Guilds).
+const GUILDS_MAX: u64 = 200;
 
 pub(super) fn router() -> Router<Arc<Shared>> {
     let global = get(list_commands).put(put_commands).post(post_command);
@@ -33,6 +34,7 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/gateway", get(gateway))
         .route("/gateway/bot", get(gateway_bot))
         .route("/users/@me", get(me))
+        .route("/users/@me/guilds", get(my_guilds))
         .route("/applications/@me", get(application))
         .route("/oauth2/applications/@me", get(application))
         .route("/applications/{app}/commands", global)
@@ -66,6 +68,34 @@ async fn gateway_bot(State(shared): App) -> Response {
 
 async fn me(State(shared): App) -> Response {
     Json(bot_user(shared.config.application_id)).into_response()
+}
+
+/// Get Current User Guilds: in the order of their ids, by `after`, `before`, `limit`, `with_counts`.
+async fn my_guilds(State(shared): App, RawQuery(query): RawQuery) -> Response {
+    let (mut after, mut before, mut limit, mut counts) = (0, None, GUILDS_MAX, false);
+    for pair in query.as_deref().unwrap_or_default().split('&') {
+        let (field, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let number = value.parse::<u64>();
+        match (field, number) {
+            ("after", Ok(id)) => after = id,
+            ("before", Ok(id)) => before = Some(id),
+            ("limit", Ok(number)) if (1..=GUILDS_MAX).contains(&number) => limit = number,
+            ("after" | "before" | "limit", _) => return invalid_body(),
+            ("with_counts", _) => counts = value == "true",
+            _ => {}
+        }
+    }
+    let mut body = vec![b'['];
+    for index in shared.world.page(after, before, limit as usize) {
+        let guild = shared.world.guild(*index);
+        shared.templates.render_listed(&mut body, guild, counts);
+        body.push(b',');
+    }
+    if body.len() > 1 {
+        body.pop();
+    }
+    body.push(b']');
+    json_text(body)
 }
 
 async fn application(State(shared): App) -> Response {
@@ -302,17 +332,23 @@ async fn create_message(State(shared): App, Path(channel): Path<u64>, body: Byte
     Json(message(&shared, channel, &body)).into_response()
 }
 
-async fn guild_object(State(shared): App, Path(guild): Path<u64>) -> Response {
-    if shared.world.index_of(guild).is_none() {
+async fn guild_object(
+    State(shared): App,
+    Path(guild): Path<u64>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let Some(index) = shared.world.index_of(guild) else {
         return failure(StatusCode::NOT_FOUND, 10_004, "Unknown Guild");
-    }
-    let mut d = Vec::with_capacity(8192);
-    let Some(template) = shared.templates.find("GUILD_UPDATE") else {
-        return unknown_webhook();
     };
-    let context = Context::new(guild, guild, VIRTUAL_EPOCH_MS, None);
-    shared.templates.render(&mut d, template, false, context);
-    ([(header::CONTENT_TYPE, "application/json")], d).into_response()
+    let counts = query.is_some_and(|query| query.contains("with_counts=true"));
+    let guild = shared.world.guild(index);
+    let mut body = Vec::with_capacity(8192);
+    shared.templates.render_object(&mut body, guild, counts);
+    json_text(body)
+}
+
+fn json_text(body: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 fn json_body(body: &[u8]) -> Option<Value> {
