@@ -11,6 +11,7 @@ mod interactions;
 mod lookup;
 mod messages;
 mod ordered_events;
+mod ordered_flood;
 mod ordered_load;
 mod process;
 mod proxy;
