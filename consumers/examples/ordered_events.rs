@@ -26,7 +26,8 @@ impl Counts {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(guild.get()).or_default();
         *count += change;
-        tracing::info!(%guild, count, shard = context.shard().id, "messages");
+        let (shard, id) = (context.shard().id, context.message_id());
+        tracing::info!(%guild, count, shard, %id, "messages");
     }
 }
 
