@@ -6,6 +6,7 @@
 //! before a crash, reading again from the older position leads to the same entries.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use schemas::{GuildEntry, GuildId, ShardId};
 
@@ -192,16 +193,25 @@ impl<'k, K: Known> Batch<'k, K> {
 
     /// Changes a guild's entry, which is made if there is none.
     fn change(&mut self, at: At<'_>, guild: GuildId, change: impl FnOnce(&mut GuildEntry)) {
-        let mut entry = match self.current(guild) {
-            Some(entry) if !is_newer(at, &entry) => return,
-            Some(entry) => entry,
-            None => GuildEntry::stub(guild.into(), at.shard),
+        // Changed in place: a busy guild has many events in a batch.
+        let entry = match self.changed.entry(guild) {
+            Entry::Occupied(changed) => changed.into_mut(),
+            Entry::Vacant(first) => {
+                let known = self.known.guild(guild);
+                if known.as_ref().is_some_and(|entry| !is_newer(at, entry)) {
+                    return;
+                }
+                first.insert(known)
+            }
         };
-        change(&mut entry);
+        let entry = entry.get_or_insert_with(|| GuildEntry::stub(guild.into(), at.shard));
+        if !is_newer(at, entry) {
+            return;
+        }
+        change(entry);
         entry.shard = at.shard;
         at.stream.clone_into(&mut entry.stream);
         entry.seq = at.seq;
-        self.changed.insert(guild, Some(entry));
     }
 
     /// The same for an event that says little: of a guild nobody has described, it tells that the

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use schemas::{EventKind, GuildId, ShardPosition};
+use futures_util::FutureExt as _;
+use futures_util::future::{Fuse, FusedFuture as _};
+use schemas::{EventKind, GuildEntry, GuildId, ShardPosition};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::batch::{At, Batch, Known as _};
-use super::event;
+use super::event::{self, GuildEvent};
 use super::listing::Listing;
 use super::shares::is_misplaced;
 use super::source::{self, Source, Stored};
@@ -33,6 +35,13 @@ const HELD_PAUSE: Duration = Duration::from_millis(100);
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events read while others are being written: they are written together, each guild once. A burst in
+/// all guilds brings one kind of event after the other, so these are several of each guild of a full
+/// shard (2,500). What is kept of most is a few words, of a guild's description a kilobyte or two.
+const AHEAD_MAX: usize = 16_384;
+
+/// Entries to write, or to remove where there is none.
+type Changes = BTreeMap<GuildId, Option<GuildEntry>>;
 
 /// Why reading a shard ended.
 enum End {
@@ -58,6 +67,22 @@ struct Held {
     /// Read and stored up to here; `position.seq` follows.
     done: u64,
     written_at: Instant,
+}
+
+/// What an event means, with its place in the stream and when it was stored there.
+struct Heard {
+    seq: u64,
+    unix_ms: u64,
+    event: GuildEvent,
+}
+
+/// What was read and not written yet.
+#[derive(Default)]
+struct Ahead {
+    events: Vec<Heard>,
+    /// How many were read, those without meaning included, and the last one's sequence.
+    count: u64,
+    last: u64,
 }
 
 impl Follower {
@@ -172,33 +197,84 @@ impl Follower {
         let mut source = Source::open(&stream, &shared.prefix, filters, from).await?;
         let began = Instant::now();
         let mut quiet_since = began;
+        let mut ahead = Ahead::default();
+        let writing = Fuse::terminated();
+        tokio::pin!(writing);
         loop {
-            let incomplete = held.position.incomplete;
-            let events = tokio::select! {
+            if writing.is_terminated() && ahead.count > 0 {
+                let read = std::mem::take(&mut ahead);
+                let changes = self.apply(held, read.events);
+                writing.set(self.store(changes, read.count, read.last).fuse());
+            }
+            let busy = !writing.is_terminated();
+            let room = ahead.events.len() < AHEAD_MAX;
+            let incomplete = held.position.incomplete && !busy;
+            tokio::select! {
                 biased;
-                () = self.stopping.cancelled() => return Ok(End::Stopped),
-                events = source.next() => events?,
+                () = self.stopping.cancelled() => {
+                    if busy && let Ok(Some(last)) = writing.as_mut().await {
+                        held.done = last;
+                    }
+                    return Ok(End::Stopped);
+                }
+                written = &mut writing, if busy => {
+                    match written? {
+                        Some(last) => held.done = last,
+                        None if self.is_ours(held).await? => {
+                            return Err("a guild changed meanwhile".to_owned());
+                        }
+                        None => return Ok(End::Lost),
+                    }
+                }
+                events = source.next(), if room => {
+                    let events = events?;
+                    if !events.is_empty() {
+                        quiet_since = Instant::now();
+                        self.hear(&mut ahead, &events).await?;
+                    } else if !busy && quiet_since.elapsed() >= QUIET_POSITION_EVERY {
+                        quiet_since = Instant::now();
+                        self.follow_quietly(&stream, &source, held).await?;
+                    }
+                }
                 listing = self.listing(began), if incomplete => {
                     self.complete(held, &listing).await?;
-                    continue;
                 }
-            };
-            if let Some(last) = events.last() {
-                let last = last.seq;
-                if let Some(end) = self.store(held, events).await? {
-                    return Ok(end);
-                }
-                held.done = last;
-                quiet_since = Instant::now();
-            } else if quiet_since.elapsed() >= QUIET_POSITION_EVERY {
-                quiet_since = Instant::now();
-                self.follow_quietly(&stream, &source, held).await?;
             }
             let due = held.written_at.elapsed() >= POSITION_EVERY;
             if due && held.done > held.position.seq && self.write_position(held).await?.is_none() {
                 return Ok(End::Lost);
             }
         }
+    }
+
+    /// Takes in what events mean.
+    async fn hear(&self, ahead: &mut Ahead, events: &[Stored]) -> Result<(), String> {
+        let shared = &*self.shared;
+        if let Some(users) = &shared.users {
+            users.see(events).await?;
+        }
+        for stored in events {
+            (ahead.count, ahead.last) = (ahead.count + 1, stored.seq);
+            let read = match event::read(&stored.event, stored.guild, &stored.frame) {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) => {
+                    shared.metrics.unreadable.inc();
+                    tracing::warn!(shard = self.shard, seq = stored.seq, %error, "event skipped");
+                    continue;
+                }
+            };
+            if let GuildEvent::Unreadable { guild } = read {
+                shared.metrics.unreadable.inc();
+                tracing::warn!(%guild, event = stored.event, "the guild's event cannot be read");
+            }
+            ahead.events.push(Heard {
+                seq: stored.seq,
+                unix_ms: stored.unix_ms,
+                event: read,
+            });
+        }
+        Ok(())
     }
 
     async fn stream(&self) -> Result<Stream<()>, String> {
@@ -316,62 +392,42 @@ impl Follower {
         written.map_err(|error| error.to_string())
     }
 
-    /// Applies events and stores what they changed.
-    async fn store(&self, held: &mut Held, events: Vec<Stored>) -> Result<Option<End>, String> {
+    /// Stores what events changed; the last one's sequence, or `None` when somebody else has written a guild.
+    async fn store(&self, changes: Changes, events: u64, last: u64) -> Result<Option<u64>, String> {
         let shared = &*self.shared;
-        if let Some(users) = &shared.users {
-            users.see(&events).await?;
-        }
-        let changes = self.apply(held, &events);
         let count = changes.len() as u64;
         match shared.store.write_guilds(&shared.view, changes).await {
             Ok(()) => {
-                shared.metrics.events.inc_by(events.len() as u64);
+                shared.metrics.events.inc_by(events);
                 shared.metrics.writes.inc_by(count);
-                Ok(None)
+                Ok(Some(last))
             }
-            Err(WriteError::Conflict { key }) => {
+            Err(error @ WriteError::Conflict { .. }) => {
                 shared.metrics.conflicts.inc();
-                // Our refresh of the guild, or another instance: then the position says so.
-                let (position, _) = shared.store.read_position(self.shard).await?;
-                if position.epoch != held.position.epoch {
-                    return Ok(Some(End::Lost));
-                }
-                Err(format!("{key} changed meanwhile"))
+                tracing::debug!(shard = self.shard, %error, "the events are read again");
+                Ok(None)
             }
             Err(error @ WriteError::Unconfirmed { .. }) => Err(error.to_string()),
         }
     }
 
-    fn apply(
-        &self,
-        held: &mut Held,
-        events: &[Stored],
-    ) -> BTreeMap<GuildId, Option<schemas::GuildEntry>> {
-        let shared = &*self.shared;
+    /// After a conflict: it was our refresh of the guild, or another instance; then the position says so.
+    async fn is_ours(&self, held: &Held) -> Result<bool, String> {
+        let (position, _) = self.shared.store.read_position(self.shard).await?;
+        Ok(position.epoch == held.position.epoch)
+    }
+
+    fn apply(&self, held: &mut Held, events: Vec<Heard>) -> Changes {
         let stream = held.position.stream.clone();
-        let mut batch = Batch::new(&shared.view);
-        for stored in events {
-            let read = match event::read(&stored.event, stored.guild, &stored.frame) {
-                Ok(Some(read)) => read,
-                Ok(None) => continue,
-                Err(error) => {
-                    shared.metrics.unreadable.inc();
-                    tracing::warn!(shard = self.shard, seq = stored.seq, %error, "event skipped");
-                    continue;
-                }
-            };
-            if let event::GuildEvent::Unreadable { guild } = read {
-                shared.metrics.unreadable.inc();
-                tracing::warn!(%guild, event = stored.event, "the guild's event cannot be read");
-            }
+        let mut batch = Batch::new(&self.shared.view);
+        for heard in events {
             let at = At {
                 shard: self.shard,
                 stream: &stream,
-                seq: stored.seq,
-                unix_ms: stored.unix_ms,
+                seq: heard.seq,
+                unix_ms: heard.unix_ms,
             };
-            let told = batch.apply(at, read);
+            let told = batch.apply(at, heard.event);
             if let Some(shard) = told.shard {
                 held.position.shard_count = Some(shard.count());
             }

@@ -4,6 +4,7 @@
 //! they read a shard one finds out at its next write.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -16,12 +17,15 @@ use futures_util::StreamExt as _;
 use schemas::message::{KV_DELETED, KV_OPERATION};
 use schemas::{DirectoryInstance, DirectoryKey, GuildEntry, GuildId, Prefix, ShardPosition};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::view::View;
 use crate::nats::Link;
 
-/// Entries on their way to the bucket at the same time: enough to fill the connection's round trip.
+/// Entries on their way to the bucket at the same time, over all shards: enough to fill the connection's
+/// round trip. A server takes what a connection sends one after the other, some 0.1 ms for an entry, so
+/// more would only let everything else on it wait: what asks for events, and the signs of life.
 const WRITES: usize = 128;
 /// How long the marker of a removed guild stays, so that instances which were away learn of it; a
 /// longer absence than this ends with a new look at the whole bucket.
@@ -50,6 +54,7 @@ pub(crate) struct Store {
     bucket: kv::Store,
     jetstream: JetStream,
     prefix: Prefix,
+    writes: Arc<Semaphore>,
 }
 
 impl Store {
@@ -74,6 +79,7 @@ impl Store {
             bucket,
             jetstream: link.jetstream.clone(),
             prefix: prefix.clone(),
+            writes: Arc::new(Semaphore::new(WRITES)),
         })
     }
 
@@ -141,9 +147,14 @@ impl Store {
         view: &View,
         changes: BTreeMap<GuildId, Option<GuildEntry>>,
     ) -> Result<(), WriteError> {
+        // Of now: what somebody writes meanwhile must not be overwritten.
+        let changes: Vec<_> = changes
+            .into_iter()
+            .map(|(guild, entry)| (guild, entry, view.revision_of(guild)))
+            .collect();
         let writes = changes
             .into_iter()
-            .map(|(guild, entry)| self.write_guild(view, guild, entry));
+            .map(|(guild, entry, expected)| self.write_over(view, guild, entry, expected));
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(WRITES);
         let mut outcome = Ok(());
         while let Some(written) = writes.next().await {
@@ -159,11 +170,23 @@ impl Store {
         guild: GuildId,
         entry: Option<GuildEntry>,
     ) -> Result<(), WriteError> {
-        let key = DirectoryKey::Guild(guild);
         let expected = view.revision_of(guild);
+        self.write_over(view, guild, entry, expected).await
+    }
+
+    /// Writes one guild in place of what has this revision.
+    async fn write_over(
+        &self,
+        view: &View,
+        guild: GuildId,
+        entry: Option<GuildEntry>,
+        expected: u64,
+    ) -> Result<(), WriteError> {
+        let key = DirectoryKey::Guild(guild);
         if entry.is_none() && expected == 0 {
             return Ok(());
         }
+        let _place = self.writes.acquire().await;
         let mut written = self.write(&key, entry.as_ref(), expected).await;
         if expected == 0 && matches!(written, Err(WriteError::Conflict { .. })) {
             // The marker of an earlier removal stands in its place.
@@ -311,6 +334,8 @@ fn apply(view: &View, entry: &kv::Entry) {
     };
     let put = entry.operation == Operation::Put;
     match key {
+        // Most are our own.
+        DirectoryKey::Guild(guild) if view.knows(guild, entry.revision) => {}
         DirectoryKey::Guild(guild) => {
             let value = put.then(|| serde_json::from_slice(&entry.value));
             match value.transpose() {

@@ -94,12 +94,15 @@ impl View {
         drop(known.wait_for(|known| *known >= revision).await);
     }
 
+    /// Whether the guild's entry is known as the bucket has it at this revision, or newer.
+    pub(crate) fn knows(&self, guild: GuildId, revision: u64) -> bool {
+        self.lock().knows(guild, revision)
+    }
+
     /// Takes over an entry as the bucket has it at this revision; `None`: it was removed.
     pub(crate) fn set_guild(&self, guild: GuildId, entry: Option<GuildEntry>, revision: u64) {
         let mut inner = self.lock();
-        let known = inner.guilds.get(&guild).map(|stored| stored.revision);
-        let newest = known.max(inner.removed.get(&guild).copied());
-        if newest.is_some_and(|newest| newest >= revision) {
+        if inner.knows(guild, revision) {
             return;
         }
         inner.forget(guild);
@@ -269,6 +272,12 @@ impl Known for View {
 }
 
 impl Inner {
+    fn knows(&self, guild: GuildId, revision: u64) -> bool {
+        let known = self.guilds.get(&guild).map(|stored| stored.revision);
+        let newest = known.max(self.removed.get(&guild).copied());
+        newest.is_some_and(|newest| newest >= revision)
+    }
+
     fn remember(&mut self, guild: GuildId, entry: GuildEntry, revision: u64) {
         self.removed.remove(&guild);
         let of = self.shards.entry(entry.shard).or_default();

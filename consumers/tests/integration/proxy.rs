@@ -8,7 +8,7 @@ use testkit::simulator::Simulator;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::world::patience;
+use crate::world::{http_get, patience};
 
 /// Where the child reads its arguments from, separated by spaces.
 const PROXY_ARGS: &str = "TEST_PROXY_ARGS";
@@ -104,7 +104,12 @@ impl Process {
 
     /// Waits until the process has logged this.
     pub(crate) async fn logs(&self, text: &str) {
-        let deadline = Instant::now() + patience();
+        self.logs_within(1, text).await;
+    }
+
+    /// The same with so many times the patience.
+    pub(crate) async fn logs_within(&self, times: u32, text: &str) {
+        let deadline = Instant::now() + patience() * times;
         while !self.log().contains(text) {
             assert!(
                 Instant::now() < deadline,
@@ -117,6 +122,16 @@ impl Process {
 
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// What the process counts under this name on its `/metrics`.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let log = self.log();
+        let address = log.split("http=").nth(1).unwrap();
+        let address = address.split_whitespace().next().unwrap();
+        let (_, text) = http_get(address.parse().unwrap(), "/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse().unwrap()
     }
 
     /// kill -9.
