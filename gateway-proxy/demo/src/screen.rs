@@ -158,19 +158,23 @@ impl Drop for Screen {
 }
 
 fn read_keys(stop: &Stop, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        match event::poll(KEYS_EVERY) {
+    loop {
+        // What was pressed before the end still counts: Ctrl-C twice may come in one piece.
+        let last = over.load(Ordering::Relaxed);
+        let wait = if last { Duration::ZERO } else { KEYS_EVERY };
+        match event::poll(wait) {
+            Ok(false) if last => return,
             Ok(false) => continue,
             // A terminal that is gone says so with SIGHUP.
             Err(_) => return,
             Ok(true) => {}
         }
-        let Ok(Event::Key(key)) = event::read() else {
-            continue;
+        let key = match event::read() {
+            Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => key,
+            Ok(_) => continue,
+            Err(_) if last => return,
+            Err(_) => continue,
         };
-        if key.kind != KeyEventKind::Press {
-            continue;
-        }
         match key.code {
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => stop.ask(),
             KeyCode::Char('q' | 'Q') => stop.ask_once(),
