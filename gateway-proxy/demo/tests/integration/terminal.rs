@@ -71,24 +71,7 @@ fn a_closed_terminal_ends_the_demo() {
 #[test]
 fn a_dead_part_is_reported_below_a_restored_screen() {
     let room = Room::new();
-    let (all, end) = std::thread::scope(|scope| {
-        let killer = scope.spawn(|| {
-            loop {
-                let proxy = room
-                    .processes()
-                    .into_iter()
-                    .find(|line| line.contains("--proxy-id proxy-1"));
-                if let Some(pid) = proxy.and_then(|line| line.split(' ').next()?.parse().ok()) {
-                    let pid = nix::unistd::Pid::from_raw(pid);
-                    return nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-        });
-        let seen = in_terminal(&room, "", "never on the screen", &[]);
-        killer.join().unwrap().unwrap();
-        seen
-    });
+    let (all, end) = in_terminal(&room, "KILL proxy-1", "gateway-proxy demo", &[]);
     gave_the_terminal_back(&all, &end);
     assert_eq!(end["code"], 1, "{all}");
     let said = all.rfind("ended unexpectedly").expect("who died");
