@@ -54,7 +54,8 @@ fn unescape(raw: &str) -> String {
     text
 }
 
-/// The character of `XXXX` or, for a pair of surrogates, `XXXX\uXXXX`, and what follows.
+/// The character of four hexadecimal digits or, for a pair of surrogates, of two such groups with `\u`
+/// between them, and what follows.
 fn unescape_unit(escape: &str) -> (char, &str) {
     let unit = |text: &str| {
         text.get(..4)
