@@ -6,6 +6,7 @@
 mod args;
 mod measure;
 mod publish;
+mod pull;
 mod report;
 mod rig;
 mod worker;
@@ -69,7 +70,7 @@ fn run_part(part: Part, args: Vec<OsString>) -> Result<ExitCode> {
     set_pdeathsig(Signal::SIGKILL).context("ask to be ended with the parent")?;
     match part {
         Part::Worker => return worker::part(&args),
-        Part::Pull => worker::pull_part(&load::child::setup(&args)?)?,
+        Part::Pull => pull::part(&load::child::setup(&args)?)?,
         Part::Publish => publish::part(&load::child::setup(&args)?)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use async_nats::header::NATS_PIN_ID;
 use async_nats::{HeaderMap, Message, Subscriber};
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -17,13 +18,10 @@ use crate::nats::{Link, LinkState};
 const EXPIRY_MARGIN: Duration = Duration::from_millis(500);
 /// What the server says is left of a request.
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
-/// Tells the holder of a shard from others, on each message of its consumer.
-const PIN_ID: &str = "Nats-Pin-Id";
-
 /// What comes in.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    Message(Box<Message>),
+    Message(Message),
     /// A request is over; asking again is all there is to do.
     Over,
     /// Another server leads the consumer, and what the old one sent last may be lost.
@@ -58,6 +56,8 @@ pub(crate) struct Intake {
     requests: u64,
     outstanding: usize,
     overdue: Instant,
+    /// Whether messages say by what the server knows their receiver.
+    pinned: bool,
     pin: Option<String>,
 }
 
@@ -76,6 +76,7 @@ impl Intake {
             requests: 0,
             outstanding: 0,
             overdue: Instant::now(),
+            pinned: false,
             pin: None,
         })
     }
@@ -110,6 +111,7 @@ impl Intake {
         };
         let body = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
         self.requests += 1;
+        self.pinned |= pinned;
         let reply = format!("{}.{}", self.inbox, self.requests);
         let client = &self.link.client;
         client
@@ -157,12 +159,17 @@ impl Intake {
 
     fn take(&mut self, message: Message) -> Arrival {
         self.outstanding = self.outstanding.saturating_sub(1);
-        if let Some(pin) = message.headers.as_ref().and_then(|all| all.get(PIN_ID))
+        // What tells the holder of a shard from others is on each message of its consumer.
+        if self.pinned
+            && let Some(pin) = message
+                .headers
+                .as_ref()
+                .and_then(|all| all.get(NATS_PIN_ID))
             && self.pin.as_deref() != Some(pin.as_str())
         {
             self.pin = Some(pin.to_string());
         }
-        Arrival::Message(Box::new(message))
+        Arrival::Message(message)
     }
 }
 

@@ -2,7 +2,7 @@
 //! monotonic clock, before it begins anything.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use schemas::{ShareClaim, SingletonLease, WorkerMember, WorkersKey};
@@ -28,6 +28,8 @@ pub(crate) struct Lease {
     origin: Instant,
     /// End, in microseconds after the origin.
     end_us: AtomicU64,
+    /// Whether `lost` says so: asking that takes a lock, and every event asks.
+    is_lost: AtomicBool,
     lost: CancellationToken,
 }
 
@@ -37,6 +39,7 @@ impl Lease {
         let lease = Self {
             origin: sent,
             end_us: AtomicU64::new(0),
+            is_lost: AtomicBool::new(false),
             lost: CancellationToken::new(),
         };
         lease.renewed(sent, ttl);
@@ -57,7 +60,17 @@ impl Lease {
 
     /// Whether nobody else can hold what it is for yet.
     pub(crate) fn is_valid(&self) -> bool {
-        Instant::now() < self.end() && !self.lost.is_cancelled()
+        self.is_valid_at(Instant::now())
+    }
+
+    /// The same at a moment that just was.
+    pub(crate) fn is_valid_at(&self, now: Instant) -> bool {
+        now < self.end() && !self.is_lost.load(Ordering::Acquire)
+    }
+
+    fn lose(&self) {
+        self.is_lost.store(true, Ordering::Release);
+        self.lost.cancel();
     }
 
     /// Waits until it is valid; for ever if it is lost.
@@ -152,7 +165,7 @@ impl<T: Leased> Keeper<T> {
                             next = Instant::now();
                         }
                         Ok(_) => {
-                            self.lease.lost.cancel();
+                            self.lease.lose();
                             return;
                         }
                         Err(error) => tracing::debug!(error, "the lease cannot be looked at"),
@@ -186,7 +199,7 @@ mod tests {
         assert!(!lease.is_valid());
         lease.renewed(Instant::now(), ttl);
         lease.valid().await;
-        lease.lost.cancel();
+        lease.lose();
         lease.ended().await;
         assert!(!lease.is_valid());
     }

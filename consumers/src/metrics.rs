@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 pub(crate) use among::{AmongMetrics, CommandMetrics, CommandOutcome, MessageOutcome, RunOutcome};
 
 use crate::rest::RestMetrics;
+use crate::verdict::Finished;
 use crate::worker::Outcome;
 
 /// Buckets around what matters: a few milliseconds are normal, 3 s is the end.
@@ -64,6 +65,16 @@ impl EventOutcome {
     ];
 }
 
+impl From<Finished> for EventOutcome {
+    fn from(finished: Finished) -> Self {
+        match finished {
+            Finished::Handled => Self::Handled,
+            Finished::Discarded => Self::Discarded,
+            Finished::Unhandled => Self::Unhandled,
+        }
+    }
+}
+
 impl EncodeLabelValue for EventOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self {
@@ -106,13 +117,16 @@ impl Drop for InFlight {
     }
 }
 
-/// Counts something that is being done while it lives.
+/// Counts what is being done while it lives.
 #[derive(Debug)]
-pub(crate) struct Started<'a>(&'a Gauge<i64, AtomicI64>);
+pub(crate) struct Started<'a> {
+    gauge: &'a Gauge<i64, AtomicI64>,
+    number: i64,
+}
 
 impl Drop for Started<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.gauge.dec_by(self.number);
     }
 }
 
@@ -256,10 +270,12 @@ impl Metrics {
         &self.among
     }
 
-    /// Counts an event as being handled while the answer lives.
-    pub(crate) fn event_started(&self) -> Started<'_> {
-        self.events.in_flight.inc();
-        Started(&self.events.in_flight)
+    /// Counts so many events as being handled while the answer lives.
+    pub(crate) fn events_started(&self, number: usize) -> Started<'_> {
+        let gauge = &self.events.in_flight;
+        let number = i64::try_from(number).unwrap_or_default();
+        gauge.inc_by(number);
+        Started { gauge, number }
     }
 
     /// The counters of one consumer's events: looking them up costs more than counting.

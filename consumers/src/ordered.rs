@@ -8,6 +8,7 @@
 //! one client it has pinned, and who takes a shard over unpins it first.
 
 mod assignment;
+mod by_sequence;
 mod group;
 mod lanes;
 mod tenure;

@@ -80,6 +80,21 @@ pub(crate) enum Finished {
     Unhandled,
 }
 
+impl Ended {
+    /// How the event is done with, if an acknowledgement is all that is left to do. The same as what
+    /// [`Attempts::next`] says, without taking it away.
+    pub(crate) const fn finished(&self) -> Option<Finished> {
+        match self {
+            Self::Verdict(Verdict::Done) => Some(Finished::Handled),
+            Self::Verdict(Verdict::Discard) => Some(Finished::Discarded),
+            Self::Unhandled => Some(Finished::Unhandled),
+            Self::Verdict(Verdict::Retry(_) | Verdict::Dead(_))
+            | Self::Failed(_)
+            | Self::Undecodable(_) => None,
+        }
+    }
+}
+
 impl Attempts {
     /// Decides after the attempt with this number, counted from 1.
     pub(crate) fn next(&self, ended: Ended, attempt: u32) -> Next {
@@ -155,6 +170,26 @@ mod tests {
         );
         let last = attempts().next(Ended::Verdict(Verdict::Retry(None)), 3);
         assert!(matches!(last, Next::Bury(_)));
+    }
+
+    #[test]
+    fn what_is_done_with_is_known_beforehand() {
+        for ended in [
+            Ended::Verdict(Verdict::Done),
+            Ended::Verdict(Verdict::Discard),
+            Ended::Verdict(Verdict::Retry(None)),
+            Ended::Verdict(Verdict::Dead("x".into())),
+            Ended::Failed("x".into()),
+            Ended::Undecodable("x".into()),
+            Ended::Unhandled,
+        ] {
+            let before = ended.finished();
+            let next = attempts().next(ended, 1);
+            match before {
+                Some(finished) => assert_eq!(next, Next::Ack(finished)),
+                None => assert!(!matches!(next, Next::Ack(_)), "{next:?}"),
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod pool;
 mod pull;
 mod settle;
 mod shared;
+mod shared_event;
 mod singletons;
 
 use std::net::SocketAddr;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use attempt::attempt;
-pub(crate) use begun::{Begun, TOGETHER, begin};
+pub(crate) use begun::{Begun, Item, Together, Waiting, begin};
 use event_pool::EventPool;
 pub(crate) use listener::{Listener, Listening};
 pub(crate) use opening::open_registry;

@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// How long the handler waits, in ms, where it does.
     #[arg(long, default_value_t = 5)]
     pub(crate) handler_ms: u64,
+    /// Events that a worker handles at once; the library's own number by default.
+    #[arg(long)]
+    pub(crate) concurrency: Option<usize>,
     /// Events per second of `held`.
     #[arg(long, default_value_t = 10_000.0)]
     pub(crate) rate: f64,

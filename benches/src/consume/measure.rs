@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::args::{Args, Scenario};
+use super::pull::Pull;
 use super::report::{Report, Row, Section};
 use super::rig::{Rig, durables};
 use super::worker::{Ages, Mode, Setup};
@@ -97,23 +98,24 @@ fn load_args(args: &Args) -> LoadArgs {
 /// Who takes events out of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
-    Bare { one_thread: bool },
+    Pull(Pull),
     Shared,
     Ordered,
 }
 
 impl Contender {
-    const ALL: [Self; 4] = [
-        Self::Bare { one_thread: false },
-        Self::Bare { one_thread: true },
+    const ALL: [Self; 6] = [
+        Self::Pull(Pull::Bare),
+        Self::Pull(Pull::OneThread),
+        Self::Pull(Pull::ByHand),
         Self::Shared,
+        Self::Pull(Pull::Shards),
         Self::Ordered,
     ];
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Bare { one_thread: false } => "bare",
-            Self::Bare { one_thread: true } => "bare, one thread",
+            Self::Pull(pull) => pull.name(),
             Self::Shared => "shared",
             Self::Ordered => "ordered",
         }
@@ -125,7 +127,7 @@ async fn overhead(args: &Args, corpus: &Corpus) -> Result<Section> {
         "**overhead**: {} events that wait in the stream of {} shards, a handler that does nothing",
         args.events, args.shards
     );
-    let relative = Some(("bare", "/client/cpu_us_per_event"));
+    let relative = Some((Pull::Bare.name(), "/client/cpu_us_per_event"));
     let mut section = Section::new("overhead", title, DRAIN_ROWS, relative);
     for round in 1..=args.repeat {
         for contender in Contender::ALL {
@@ -177,21 +179,26 @@ async fn drain(
     profile: Option<(&Path, String)>,
 ) -> Result<Value> {
     let rig = Rig::start(corpus).await?;
-    let ordered = contender == Contender::Ordered;
-    let durables = durables(ordered.then_some(args.shards));
+    let by_shard = [Contender::Ordered, Contender::Pull(Pull::Shards)].contains(&contender);
+    let durables = durables(by_shard.then_some(args.shards));
     let mut children = Vec::with_capacity(workers);
     for _ in 0..workers {
         children.push(match contender {
-            Contender::Bare { one_thread } => {
-                rig.make_durable().await?;
-                rig.bare(one_thread).await?
+            Contender::Pull(how) => {
+                rig.make_durables(&durables, by_shard).await?;
+                rig.pulling(how, &durables).await?
             }
             Contender::Shared | Contender::Ordered => {
+                let mode = match contender == Contender::Ordered {
+                    true => Mode::Ordered,
+                    false => Mode::Shared,
+                };
                 let setup = Setup {
-                    mode: Some(if ordered { Mode::Ordered } else { Mode::Shared }),
+                    mode: Some(mode),
                     commands: false,
                     shards: args.shards,
                     handler_ms,
+                    concurrency: args.concurrency,
                     ages: false,
                 };
                 rig.worker(&setup, NO_API, NO_TOKEN).await?
@@ -227,7 +234,7 @@ async fn drain(
 async fn end(children: Vec<Child>, contender: Contender) -> Result<()> {
     for child in children {
         match contender {
-            Contender::Bare { .. } => child.close().await?,
+            Contender::Pull(_) => child.close().await?,
             Contender::Shared | Contender::Ordered => child.terminate().await.map(drop)?,
         }
     }
@@ -255,6 +262,7 @@ async fn held_once(args: &Args, corpus: &Corpus) -> Result<Value> {
         commands: false,
         shards: args.shards,
         handler_ms: args.handler_ms,
+        concurrency: args.concurrency,
         ages: true,
     };
     let mut workers = Vec::with_capacity(HOLDERS);
@@ -343,7 +351,7 @@ async fn interactions_once(
     working: bool,
 ) -> Result<Value> {
     let rig = Rig::start(corpus).await?;
-    rig.make_durable().await?;
+    rig.make_durables(&durables(None), false).await?;
     rig.fill(corpus, args.backlog).await?;
     let simulator = Simulator::start(load).await?;
     let (said, url) = (simulator.said(), rig.url());
@@ -355,6 +363,7 @@ async fn interactions_once(
         commands: true,
         shards: args.shards,
         handler_ms: args.handler_ms,
+        concurrency: args.concurrency,
         ages: false,
     };
     let worker = rig.worker(&setup, &said.api, &said.token).await?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, pull};
 use nats_server::Server;
 use schemas::Prefix;
 use testkit::nats::Options;
@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use super::Part;
 use super::publish;
-use super::worker::{PullSetup, Setup};
+use super::pull::{HOLDER, Pull, PullSetup};
+use super::worker::Setup;
 use crate::load::child::{Child, Voice};
 use crate::load::corpus::Corpus;
 use crate::load::events::Events;
@@ -21,11 +22,13 @@ use crate::load::kernel::{Spent, Usage};
 
 /// The durable consumer's name; in ordered mode each shard's begins with it.
 pub(crate) const DURABLE: &str = "bench";
-/// Messages per request of the bare loop: more does not make it faster.
-pub(crate) const PULL_BATCH: usize = 500;
 /// As the library has them for shared events.
 const ACK_WAIT: Duration = Duration::from_secs(5);
 const ACK_PENDING: i64 = 10_000;
+/// As the library has them for a shard that is held.
+const SHARD_ACK_WAIT: Duration = Duration::from_secs(1);
+const SHARD_ACK_PENDING: i64 = 256;
+const PINNED_FOR: Duration = Duration::from_secs(60);
 /// Consumers are held back for much longer than filling a stream takes.
 const HELD_BACK: time::Duration = time::Duration::hours(1);
 /// Between two looks: one look costs the server about 0.1 ms per consumer.
@@ -85,26 +88,43 @@ impl Rig {
         publisher.close().await.context("end the publisher")
     }
 
-    /// The durable that a bare loop needs and a worker makes itself.
-    pub(crate) async fn make_durable(&self) -> Result<()> {
-        let config = pull::Config {
-            durable_name: Some(DURABLE.to_owned()),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_ack_pending: ACK_PENDING,
-            filter_subject: Prefix::default().all_events(),
-            ..pull::Config::default()
-        };
-        let made = self.events.stream().create_consumer(config).await;
-        made.map(drop).context("make the durable")
+    /// The durables that a loop by hand needs and a worker makes itself, with the library's settings.
+    pub(crate) async fn make_durables(&self, names: &[String], by_shard: bool) -> Result<()> {
+        for (shard, name) in (0_u32..).zip(names) {
+            let prefix = Prefix::default();
+            let made = self.events.stream().create_consumer(match by_shard {
+                false => pull::Config {
+                    durable_name: Some(name.clone()),
+                    ack_policy: AckPolicy::Explicit,
+                    ack_wait: ACK_WAIT,
+                    max_ack_pending: ACK_PENDING,
+                    filter_subject: prefix.all_events(),
+                    ..pull::Config::default()
+                },
+                true => pull::Config {
+                    durable_name: Some(name.clone()),
+                    ack_policy: AckPolicy::Explicit,
+                    ack_wait: SHARD_ACK_WAIT,
+                    max_ack_pending: SHARD_ACK_PENDING,
+                    filter_subject: prefix.shard_events(shard),
+                    priority_policy: PriorityPolicy::PinnedClient,
+                    priority_groups: vec![HOLDER.to_owned()],
+                    priority_timeout: PINNED_FOR,
+                    ..pull::Config::default()
+                },
+            });
+            made.await.map(drop).context("make a durable")?;
+        }
+        Ok(())
     }
 
-    /// Starts a bare loop.
-    pub(crate) async fn bare(&self, one_thread: bool) -> Result<Child> {
+    /// Starts a loop by hand.
+    pub(crate) async fn pulling(&self, how: Pull, durables: &[String]) -> Result<Child> {
         let setup = PullSetup {
             nats: self.url(),
             stream: Prefix::default().event_stream(None),
-            one_thread,
+            how,
+            durables: durables.to_vec(),
         };
         let mut child = Child::with_setup(Part::Pull.name(), &setup)?;
         child.says(|line| (line == "ready").then_some(())).await?;

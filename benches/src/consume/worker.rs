@@ -1,4 +1,4 @@
-//! The processes that consume: workers of the library, and the loop they are compared with.
+//! The processes that consume with the library. What they are compared with is in [`super::pull`].
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, Write as _};
@@ -7,20 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use async_nats::jetstream::consumer::pull;
 use consumers::{Context, Events, HandlerError, RawEvent, Router, Start};
-use futures_util::TryStreamExt as _;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::rig::{DURABLE, PULL_BATCH};
+use super::rig::DURABLE;
 use crate::load::child;
 
 /// µs, to three digits, up to ten minutes: a backlog may be that old.
 const HIGHEST_US: u64 = 600_000_000;
 const DIGITS: u8 = 3;
-/// As many as the library's own runtime has, so that runtimes are not what is compared.
-const THREADS: usize = 2;
 
 /// How a worker takes its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +34,8 @@ pub(crate) struct Setup {
     pub(crate) shards: u32,
     /// How long the handler waits; 0: it does nothing.
     pub(crate) handler_ms: u64,
+    /// How many at once; the library's own number without.
+    pub(crate) concurrency: Option<usize>,
     /// Whether the age of events is noted when their handler begins.
     pub(crate) ages: bool,
 }
@@ -77,6 +75,10 @@ fn events(mode: Mode, setup: &Setup, noted: &Noted) -> Events {
         Mode::Ordered => Events::ordered(DURABLE).shards(0..setup.shards),
     };
     let events = events.start(Start::Oldest);
+    let events = match setup.concurrency {
+        Some(at_once) => events.concurrency(at_once),
+        None => events,
+    };
     let pause = Duration::from_millis(setup.handler_ms);
     if pause.is_zero() && !setup.ages {
         return events.on_any(nothing);
@@ -117,46 +119,4 @@ fn tell(noted: &Noted) {
         let line = serde_json::to_string(&ages).unwrap_or_default();
         drop(writeln!(io::stderr(), "ages {line}"));
     }
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct PullSetup {
-    pub(crate) nats: String,
-    pub(crate) stream: String,
-    /// One thread, and not the runtime of the library.
-    pub(crate) one_thread: bool,
-}
-
-/// In the part: what an expert writes without a library. Pulls, looks at nothing, acknowledges each.
-pub(crate) fn pull_part(setup: &PullSetup) -> Result<()> {
-    let mut builder = match setup.one_thread {
-        true => tokio::runtime::Builder::new_current_thread(),
-        false => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if !setup.one_thread {
-        builder.worker_threads(THREADS);
-    }
-    let runtime = builder.enable_all().build().context("make a runtime")?;
-    runtime.block_on(async {
-        let pulling = tokio::spawn(pull(setup.nats.clone(), setup.stream.clone()));
-        tokio::select! {
-            ended = pulling => ended.context("the loop's task")?,
-            () = child::told_to_end() => Ok(()),
-        }
-    })
-}
-
-async fn pull(nats: String, stream: String) -> Result<()> {
-    let client = async_nats::connect(&nats).await.context("connect")?;
-    let jetstream = async_nats::jetstream::new(client);
-    let stream = jetstream.get_stream(&stream).await.context("the stream")?;
-    let consumer = stream.get_consumer::<pull::Config>(DURABLE).await;
-    let consumer = consumer.map_err(anyhow::Error::msg)?;
-    let messages = consumer.stream().max_messages_per_batch(PULL_BATCH);
-    let mut messages = messages.messages().await.context("pull")?;
-    writeln!(io::stdout(), "ready").context("say ready")?;
-    while let Some(message) = messages.try_next().await.context("pull")? {
-        message.ack().await.map_err(anyhow::Error::msg)?;
-    }
-    Ok(())
 }

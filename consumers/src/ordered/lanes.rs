@@ -1,9 +1,12 @@
 //! Which of a shard's events may be handled now: each guild's one after the other, guilds beside
 //! each other, and some events alone. Pure: knows sequences and keys, not messages or time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use schemas::{EventKind, EventName, GuildId};
+
+use super::by_sequence::BySequence;
 
 /// Events remembered after they are done: an acknowledgement that got lost leads to another delivery
 /// about a second later.
@@ -33,21 +36,53 @@ impl Lane {
     }
 }
 
+/// Spreads guilds' ids, which are Discord's and nobody else's to choose: they come in no order, and
+/// their upper bits, which tell when a guild was made, differ.
+#[derive(Clone, Copy, Debug, Default)]
+struct GuildHasher(u64);
+
+impl Hasher for GuildHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    // Whether there is a guild at all.
+    fn write_isize(&mut self, number: isize) {
+        self.write_u64(u64::try_from(number).unwrap_or_default());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio in 64 bits (Knuth, multiplicative hashing); the map takes bits from both
+        // ends.
+        let product = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = product ^ (product >> 32);
+    }
+}
+
+/// Events of a guild that wait for the one that runs.
+type Guilds<T> = HashMap<Option<GuildId>, VecDeque<(u64, T)>, BuildHasherDefault<GuildHasher>>;
+
 /// The events of one shard that are not done, with what the driver keeps for each.
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
     /// Every event that is not done.
-    unfinished: BTreeMap<u64, Lane>,
-    /// Events of a guild that wait for the one that runs; a guild is here while one does.
-    guilds: HashMap<Option<GuildId>, VecDeque<(u64, T)>>,
+    unfinished: BySequence<Lane>,
+    /// A guild is here while an event of it runs, or may.
+    guilds: Guilds<T>,
     /// Events behind one that must be alone, that one first.
-    behind: VecDeque<(u64, T)>,
+    behind: VecDeque<(u64, Lane, T)>,
     /// True while an event that must be alone runs, or may.
     alone: bool,
     /// May begin.
     ready: VecDeque<(u64, T)>,
-    /// The last events taken, done or not.
-    recent: BTreeSet<u64>,
+    /// The last events taken, done or not, in ascending order.
+    recent: VecDeque<u64>,
     /// Highest sequence ever taken.
     highest: u64,
 }
@@ -55,12 +90,12 @@ pub(crate) struct Lanes<T> {
 impl<T> Lanes<T> {
     pub(crate) fn new() -> Self {
         Self {
-            unfinished: BTreeMap::new(),
-            guilds: HashMap::new(),
+            unfinished: BySequence::new(),
+            guilds: Guilds::default(),
             behind: VecDeque::new(),
             alone: false,
             ready: VecDeque::new(),
-            recent: BTreeSet::new(),
+            recent: VecDeque::new(),
             highest: 0,
         }
     }
@@ -68,15 +103,19 @@ impl<T> Lanes<T> {
     /// Takes an event, in the order of the sequences; one that comes late is handled late, which is
     /// better than never. False for one it has had before.
     pub(crate) fn push(&mut self, sequence: u64, lane: Lane, item: T) -> bool {
-        if !self.recent.insert(sequence) {
-            return false;
+        match self.recent.back() {
+            Some(last) if *last >= sequence => match self.recent.binary_search(&sequence) {
+                Ok(_) => return false,
+                Err(index) => self.recent.insert(index, sequence),
+            },
+            _ => self.recent.push_back(sequence),
         }
         if self.recent.len() > RECENT_MAX + self.unfinished.len() {
-            self.recent.pop_first();
+            self.recent.pop_front();
         }
         self.highest = self.highest.max(sequence);
         self.unfinished.insert(sequence, lane);
-        self.behind.push_back((sequence, item));
+        self.behind.push_back((sequence, lane, item));
         self.advance();
         true
     }
@@ -84,6 +123,13 @@ impl<T> Lanes<T> {
     /// The next event that may begin. Its turn ends with [`Lanes::finish`].
     pub(crate) fn next(&mut self) -> Option<(u64, T)> {
         self.ready.pop_front()
+    }
+
+    /// Takes events back that [`Lanes::next`] gave out, in their order: they are the next again.
+    pub(crate) fn give_back(&mut self, events: Vec<T>, sequence: impl Fn(&T) -> u64) {
+        for event in events.into_iter().rev() {
+            self.ready.push_front((sequence(&event), event));
+        }
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -97,7 +143,7 @@ impl<T> Lanes<T> {
 
     /// An event is done; what waited for it may begin.
     pub(crate) fn finish(&mut self, sequence: u64) {
-        match self.unfinished.remove(&sequence) {
+        match self.unfinished.remove(sequence) {
             None => return,
             Some(Lane::Alone) => self.alone = false,
             Some(Lane::Guild(guild)) => {
@@ -113,8 +159,7 @@ impl<T> Lanes<T> {
 
     /// Lets events out of the queue behind one that must be alone, as far as they may go.
     fn advance(&mut self) {
-        while let Some((sequence, _)) = self.behind.front() {
-            let lane = self.unfinished[sequence];
+        while let Some((_, lane, _)) = self.behind.front() {
             let may_go = match lane {
                 Lane::Alone => !self.alone && self.guilds.is_empty(),
                 Lane::Guild(_) => !self.alone,
@@ -122,9 +167,10 @@ impl<T> Lanes<T> {
             if !may_go {
                 return;
             }
-            let Some(event) = self.behind.pop_front() else {
+            let Some((sequence, lane, item)) = self.behind.pop_front() else {
                 return;
             };
+            let event = (sequence, item);
             match lane {
                 Lane::Alone => {
                     self.alone = true;
@@ -143,12 +189,14 @@ impl<T> Lanes<T> {
 
     /// Whether an event has been here lately, done or not.
     pub(crate) fn knows(&self, sequence: u64) -> bool {
-        self.recent.contains(&sequence)
+        // A new one is the highest.
+        self.recent.back().is_some_and(|last| sequence <= *last)
+            && self.recent.binary_search(&sequence).is_ok()
     }
 
     /// Everything up to this sequence is done, as far as anything has been taken.
     pub(crate) fn floor(&self) -> u64 {
-        let first = self.unfinished.keys().next();
+        let first = self.unfinished.first();
         first.map_or(self.highest, |first| first - 1)
     }
 
@@ -161,6 +209,8 @@ impl<T> Lanes<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::collections::BTreeMap;
 
     const NONE: [u64; 0] = [];
 
@@ -192,6 +242,25 @@ mod tests {
         assert_eq!(begin(&mut lanes), NONE);
         lanes.finish(3);
         assert_eq!(begin(&mut lanes), [5]);
+    }
+
+    #[test]
+    fn what_is_given_back_is_next_again_and_still_in_the_way_of_its_guild() {
+        let mut lanes = Lanes::new();
+        for (sequence, id) in [(1, 1), (2, 2), (3, 3), (4, 1), (5, 4)] {
+            assert!(lanes.push(sequence, guild(id), sequence));
+        }
+        let taken: Vec<u64> = (0..3)
+            .filter_map(|_| lanes.next())
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(taken, [1, 2, 3]);
+        lanes.finish(1);
+        lanes.give_back(vec![2, 3], |at| *at);
+        let next: Vec<u64> = std::iter::from_fn(|| lanes.next())
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(next, [2, 3, 5, 4]);
     }
 
     #[test]
@@ -302,7 +371,8 @@ mod tests {
                     assert_eq!(running.contains(at), may_run, "seed {seed}, event {at}");
                 }
             }
-            assert_eq!(lanes.unfinished, open);
+            let unfinished = lanes.unfinished.iter().map(|(at, lane)| (at, *lane));
+            assert!(unfinished.eq(open));
         }
     }
 }

@@ -6,6 +6,7 @@
 //! [`Tenure::recover`].
 
 mod hand;
+mod job;
 mod work;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::hand::Hand;
+use self::job::Job;
 use crate::durable::{Durable, HOLDER, Opened, SHARD_ACK_PENDING};
 use crate::events::Events;
 use crate::feed::Start;
@@ -86,7 +88,7 @@ impl Tenure {
     pub(crate) async fn run(self) -> TenureEnd {
         let _held = self.shared.metrics.shard_taken(&self.events.name);
         tracing::debug!(shard = self.shard, "shard taken");
-        let mut hand = Hand::new();
+        let mut hand = Hand::new(Arc::new(Job::of(&self)));
         let mut pause = REOPEN_PAUSE;
         let mut listening = None;
         let label = self.durable.label();

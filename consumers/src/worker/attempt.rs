@@ -2,34 +2,114 @@
 //! event's trouble and nobody else's.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
-use std::task::Poll;
+use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{self, Poll};
+use std::time::Duration;
 
-use futures_util::{FutureExt as _, poll};
-use tokio::time::{Instant, timeout};
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Message};
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, sleep_until};
 
+use super::settle::tell;
 use super::shared::Shared;
 use crate::context::Context;
-use crate::events::{Dispatch, Events};
-use crate::verdict::Ended;
+use crate::events::{Dispatch, Events, VerdictFuture};
+use crate::router::HandlerError;
+use crate::verdict::{Ended, Finished, Verdict};
 
-/// Lets the handler of the event try, within the time limit.
-pub(crate) async fn attempt(shared: &Shared, events: &Events, context: &Context) -> Ended {
-    let handling = AssertUnwindSafe(run(shared, events, context)).catch_unwind();
-    tokio::pin!(handling);
-    // Most end at once and need no timer.
-    let ended = match poll!(handling.as_mut()) {
-        Poll::Ready(ended) => Ok(ended),
-        Poll::Pending => timeout(events.timeout, handling).await,
-    };
-    match ended {
-        Ok(Ok(ended)) => ended,
-        Ok(Err(panic)) => Ended::Failed(format!("the handler panicked: {}", panic_text(&*panic))),
-        Err(_) => Ended::Failed(format!("the handler took longer than {:?}", events.timeout)),
+/// Stands for a limit that is none: some thirty years, as tokio has it.
+const FOREVER: Duration = Duration::from_secs(86_400 * 365 * 30);
+
+/// An attempt after its first step. Most are over then, and need neither a timer nor a task.
+pub(crate) enum Attempt {
+    Over(Ended),
+    /// The handler waits for something.
+    Waiting(VerdictFuture),
+}
+
+/// Starts the handler of the event and takes it as far as it goes without waiting.
+pub(crate) fn begin_attempt(
+    shared: &Shared,
+    events: &Events,
+    context: &Context,
+    task: &mut task::Context<'_>,
+) -> Attempt {
+    let beginning = AssertUnwindSafe(|| {
+        let mut handling = match start(shared, events, context) {
+            Ok(handling) => handling,
+            Err(ended) => return Attempt::Over(ended),
+        };
+        match handling.as_mut().poll(task) {
+            Poll::Ready(said) => Attempt::Over(ended(said)),
+            Poll::Pending => Attempt::Waiting(handling),
+        }
+    });
+    catch_unwind(beginning).unwrap_or_else(|panic| Attempt::Over(panicked(&*panic)))
+}
+
+/// What the server is told every so often while a handler works.
+#[derive(Clone, Copy)]
+pub(crate) struct Signs<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) message: &'a Message,
+    pub(crate) every: Duration,
+}
+
+impl Attempt {
+    /// How the event is done with, if there is nothing left to do but tell the stream.
+    pub(crate) const fn finished(&self) -> Option<Finished> {
+        match self {
+            Self::Over(ended) => ended.finished(),
+            Self::Waiting(_) => None,
+        }
+    }
+
+    /// Waits for the end of the handler, within the time limit, and shows signs of life meanwhile.
+    /// One timer for both: most that wait do so for less.
+    pub(crate) async fn finish(self, limit: Duration, signs: Option<Signs<'_>>) -> Ended {
+        let handling = match self {
+            Self::Over(ended) => return ended,
+            Self::Waiting(handling) => AssertUnwindSafe(handling).catch_unwind(),
+        };
+        let now = Instant::now();
+        // Without an end when the limit is beyond what the clock can say.
+        let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
+        let next = |now: Instant| match &signs {
+            Some(signs) => deadline.min(now + signs.every),
+            None => deadline,
+        };
+        let timer = sleep_until(next(now));
+        tokio::pin!(handling, timer);
+        loop {
+            tokio::select! {
+                biased;
+                said = &mut handling => return match said {
+                    Ok(said) => ended(said),
+                    Err(panic) => panicked(&*panic),
+                },
+                () = &mut timer => {}
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Ended::Failed(format!("the handler took longer than {limit:?}"));
+            }
+            if let Some(signs) = &signs {
+                tell(signs.client, signs.message, AckKind::Progress).await;
+            }
+            timer.as_mut().reset(next(now));
+        }
     }
 }
 
-async fn run(shared: &Shared, events: &Events, context: &Context) -> Ended {
+/// Lets the handler of the event try, as far as it goes without waiting.
+pub(crate) async fn attempt(shared: &Shared, events: &Events, context: &Context) -> Attempt {
+    poll_fn(|task| Poll::Ready(begin_attempt(shared, events, context, task))).await
+}
+
+fn start(shared: &Shared, events: &Events, context: &Context) -> Result<VerdictFuture, Ended> {
     let handling = match events.dispatch(context) {
         Dispatch::Typed(handling) | Dispatch::Raw(handling, None) => handling,
         Dispatch::Raw(handling, Some(why)) => {
@@ -38,14 +118,22 @@ async fn run(shared: &Shared, events: &Events, context: &Context) -> Ended {
         }
         Dispatch::Undecodable(why) => {
             undecodable(shared, events, context, &why);
-            return Ended::Undecodable(why);
+            return Err(Ended::Undecodable(why));
         }
-        Dispatch::Unhandled => return Ended::Unhandled,
+        Dispatch::Unhandled => return Err(Ended::Unhandled),
     };
-    match handling.await {
+    Ok(handling)
+}
+
+fn ended(said: Result<Verdict, HandlerError>) -> Ended {
+    match said {
         Ok(verdict) => Ended::Verdict(verdict),
         Err(error) => Ended::Failed(format!("the handler failed: {error}")),
     }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Ended {
+    Ended::Failed(format!("the handler panicked: {}", panic_text(panic)))
 }
 
 fn undecodable(shared: &Shared, events: &Events, context: &Context, why: &str) {
@@ -60,6 +148,15 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a text")
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Over(ended) => f.debug_tuple("Over").field(ended).finish(),
+            Self::Waiting(_) => f.write_str("Waiting"),
+        }
+    }
 }
 
 #[cfg(test)]

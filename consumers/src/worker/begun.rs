@@ -1,63 +1,147 @@
-//! Events that arrive together begin in one task: most handlers end when they are polled for the first
-//! time, and a task of its own would cost more than they do. Those that wait go on in their own.
+//! Events that arrive together begin in one task, one after the other: most handlers end when they
+//! are polled for the first time, and a task of its own would cost more than they do. Those that wait
+//! for something go on in tasks of their own.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Duration;
 
-use tokio::task::JoinSet;
-use tokio_util::sync::ReusableBoxFuture;
+use async_nats::Message;
+use async_nats::jetstream::AckKind;
+use futures_util::FutureExt as _;
+use tokio::task::{coop, yield_now};
+use tokio::time::Instant;
+use tracing::Span;
 
-/// Events that begin in one task. A handler that computes holds up those behind it: few, so that the
-/// other threads get something to do as well.
-pub(crate) const TOGETHER: usize = 8;
+use super::attempt::{Attempt, begin_attempt};
+use super::settle::tell;
+use super::shared::Shared;
+use crate::context::Context;
+use crate::events::Events;
+
+/// Events that begin in one task at first, and after some that took their time.
+const TOGETHER: usize = 8;
+/// The same while handlers take little time: more makes a task no cheaper.
+const TOGETHER_MAX: usize = 16;
+/// A handler that computes holds up those behind it: after this time they are left to other tasks,
+/// and so to other threads.
+const TOGETHER_TIME: Duration = Duration::from_micros(100);
+
+/// An event on its way to its handler.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) message: Message,
+    pub(crate) context: Context,
+}
+
+/// An event that is not over after its first step.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) item: Item,
+    /// None when the handler has not begun.
+    pub(crate) attempt: Option<Attempt>,
+    pub(crate) span: Span,
+}
 
 /// What became of events that began together.
-pub(crate) struct Begun<T> {
-    /// Of those whose handling is over.
-    pub(crate) ended: Vec<T>,
-    waiting: Vec<ReusableBoxFuture<'static, T>>,
+#[derive(Debug, Default)]
+pub(crate) struct Begun {
+    /// Their places in the stream, of those that are over; the stream has been told.
+    pub(crate) ended: Vec<u64>,
+    pub(crate) waiting: Vec<Waiting>,
+    /// Had no turn.
+    pub(crate) left: Vec<Item>,
+    /// Whether it took long; nothing is known of that from an event that went on by itself.
+    pub(crate) slow: Option<bool>,
 }
 
-/// Begins to handle events, one after the other.
-pub(crate) async fn begin<T, F>(handlings: impl IntoIterator<Item = F>) -> Begun<T>
-where
-    F: Future<Output = T> + Send + 'static,
-{
-    let (mut ended, mut waiting) = (Vec::with_capacity(TOGETHER), Vec::new());
-    // One allocation for all that end at once: these futures are some kilobytes large.
-    let mut room: Option<ReusableBoxFuture<'static, T>> = None;
-    for handling in handlings {
-        let mut handling = match room.take() {
-            Some(mut room) => {
-                room.set(handling);
-                room
-            }
-            None => ReusableBoxFuture::new(handling),
-        };
-        let polled = poll_fn(|context| Poll::Ready(handling.poll(context)));
-        match polled.await {
-            Poll::Ready(output) => {
-                ended.push(output);
-                room = Some(handling);
-            }
-            Poll::Pending => waiting.push(handling),
+impl Begun {
+    /// One event that went on by itself.
+    pub(crate) fn ended(sequence: u64) -> Self {
+        Self {
+            ended: vec![sequence],
+            ..Self::default()
         }
     }
-    Begun { ended, waiting }
 }
 
-impl<T: Send + 'static> Begun<T> {
-    /// Gives each that waits a task of its own; returns what has ended.
-    pub(crate) fn go_on(self, tasks: &mut JoinSet<Self>) -> Vec<T> {
-        for waiting in self.waiting {
-            tasks.spawn(async move {
-                Self {
-                    ended: vec![waiting.await],
-                    waiting: Vec::new(),
-                }
-            });
+/// Begins to handle events, in their order. `may_begin` is asked right before each one; what it
+/// refuses is left waiting.
+pub(crate) async fn begin(
+    shared: &Shared,
+    events: &Events,
+    items: Vec<Item>,
+    may_begin: impl Fn(&Context, Instant) -> bool,
+) -> Begun {
+    let mut begun = Begun::default();
+    begun.ended.reserve(items.len());
+    let _in_flight = shared.metrics.events_started(items.len());
+    let mut now = Instant::now();
+    let until = now + TOGETHER_TIME;
+    let (mut items, mut slow) = (items.into_iter(), false);
+    for item in items.by_ref() {
+        // Off by default: making a span, which is formatted and registered, is paid by every event.
+        let span = tracing::debug_span!("event", subject = %item.message.subject);
+        let attempt = match may_begin(&item.context, now) {
+            true => {
+                let beginning = poll_fn(|task| {
+                    let beginning = || begin_attempt(shared, events, &item.context, task);
+                    Poll::Ready(span.in_scope(beginning))
+                });
+                Some(beginning.await)
+            }
+            false => None,
+        };
+        let finished = attempt.as_ref().and_then(Attempt::finished);
+        // While NATS is away telling it waits, and others must not wait for that.
+        let told = || tell(&shared.link.client, &item.message, AckKind::Ack).now_or_never();
+        match finished {
+            Some(finished) if told().is_some() => {
+                events.count(&shared.metrics, finished.into());
+                begun.ended.push(item.context.event.sequence);
+            }
+            _ => begun.waiting.push(Waiting {
+                item,
+                attempt,
+                span,
+            }),
         }
-        self.ended
+        now = Instant::now();
+        if now >= until {
+            slow = true;
+            break;
+        }
+        if !coop::has_budget_remaining() {
+            // What is ready would look as if it had to be waited for.
+            yield_now().await;
+            now = Instant::now();
+        }
+    }
+    begun.left = items.collect();
+    begun.slow = Some(slow);
+    begun
+}
+
+/// How many events begin together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Together(usize);
+
+impl Together {
+    pub(crate) const fn new() -> Self {
+        Self(TOGETHER)
+    }
+
+    pub(crate) const fn most(self) -> usize {
+        self.0
+    }
+
+    /// Learns from those that did.
+    pub(crate) fn learn(&mut self, begun: &Begun) {
+        self.0 = match begun.slow {
+            Some(true) => TOGETHER,
+            Some(false) => (self.0 * 2).min(TOGETHER_MAX),
+            None => self.0,
+        };
     }
 }
 
@@ -65,29 +149,21 @@ impl<T: Send + 'static> Begun<T> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn what_waits_goes_on_by_itself_and_holds_up_nothing() {
-        let (open, gate) = tokio::sync::watch::channel(false);
-        let handle = move |number: u32| {
-            let mut gate = gate.clone();
-            async move {
-                if number % 2 == 1 {
-                    gate.wait_for(|open| *open).await.unwrap();
-                }
-                number
-            }
+    #[test]
+    fn more_begin_together_until_some_take_their_time() {
+        let mut together = Together::new();
+        let begun = |slow| Begun {
+            slow: Some(slow),
+            ..Begun::default()
         };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(begin((0..5).map(handle)));
-        let begun = tasks.join_next().await.unwrap().unwrap();
-        assert_eq!(begun.go_on(&mut tasks), [0, 2, 4]);
-        assert_eq!(tasks.len(), 2);
-        open.send_replace(true);
-        let mut rest = Vec::new();
-        while let Some(begun) = tasks.join_next().await {
-            rest.extend(begun.unwrap().go_on(&mut tasks));
+        let mut most = Vec::new();
+        for _ in 0..5 {
+            most.push(together.most());
+            together.learn(&begun(false));
         }
-        rest.sort_unstable();
-        assert_eq!(rest, [1, 3]);
+        assert_eq!(most, [8, 16, 32, 64, 64]);
+        together.learn(&begun(true));
+        together.learn(&Begun::ended(7));
+        assert_eq!(together.most(), TOGETHER);
     }
 }

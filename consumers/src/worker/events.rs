@@ -2,38 +2,32 @@
 //! are free slots, lets handlers try, and tells the stream about each event by itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Message};
-use futures_util::{FutureExt as _, poll};
+use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::attempt::attempt;
-use super::begun::{Begun, TOGETHER, begin};
-use super::settle::{Settled, settle, tell};
+use super::begun::{Begun, Item, Together};
+use super::settle::tell;
 use super::shared::Shared;
-use crate::context::Context;
-use crate::durable::{Durable, Opened, SHARED_ACK_WAIT};
+use super::shared_event::{begin_shared, go_on, read};
+use crate::durable::{Durable, Opened};
 use crate::events::Events;
 use crate::intake::{Arrival, Intake};
-use crate::metrics::EventOutcome;
 use crate::place::{Place, beginning};
-use crate::verdict::{Ended, Next};
 
 /// How long a pull request waits at the server. Long, since one that got lost is noticed by a
 /// connection or leader that changes; and short enough for the cases where neither shows.
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
-/// How often JetStream is told that an event is still being worked on.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(SHARED_ACK_WAIT.as_millis() as u64 / 3);
 /// How often the consumer's place is remembered, in case somebody deletes it: what was acknowledged
 /// since the last look is handled again then.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,11 +36,6 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the consumer could not be opened; doubled up to [`REOPEN_PAUSE_MAX`].
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Deliveries for which an event that has no handler here is left to workers of another version:
-/// enough for one newer worker among several older ones.
-const FOREIGN_DELIVERIES: u64 = 20;
-/// Pause before such an event is delivered again, longer each time.
-const FOREIGN_PAUSE: Duration = Duration::from_millis(20);
 
 /// One puller of shared events.
 #[derive(Debug)]
@@ -70,28 +59,47 @@ enum End {
     Stopping,
 }
 
-/// Handlers that have begun, and how many events are theirs.
-#[derive(Debug, Default)]
+/// Events in hand, and the tasks that see to them.
+#[derive(Debug)]
 struct InHand {
-    tasks: JoinSet<Begun<()>>,
-    events: usize,
+    tasks: JoinSet<(Begun, Places)>,
+    taken: Arc<AtomicUsize>,
+    together: Together,
+}
+
+/// Places that events take while they are in hand, whatever becomes of their task.
+#[derive(Debug)]
+struct Places {
+    taken: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl Places {
+    fn take(taken: &Arc<AtomicUsize>, number: usize) -> Self {
+        taken.fetch_add(number, Ordering::Relaxed);
+        let taken = Arc::clone(taken);
+        Self { taken, number }
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.number, Ordering::Relaxed);
+    }
 }
 
 impl InHand {
-    /// Waits until a task is over, which frees places; `None` when there is none. Cancel-safe.
-    async fn some_ended(&mut self) -> Option<()> {
-        // What handlers do is contained; only a mistake here could end a task otherwise.
-        let begun = match self.tasks.join_next().await? {
-            Ok(begun) => begun,
-            Err(error) => {
-                tracing::error!(%error, "the task of events ended");
-                self.events = self.events.saturating_sub(TOGETHER);
-                return Some(());
-            }
-        };
-        let ended = begun.go_on(&mut self.tasks);
-        self.events = self.events.saturating_sub(ended.len());
-        Some(())
+    fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            taken: Arc::default(),
+            together: Together::new(),
+        }
+    }
+
+    /// How many events are in hand.
+    fn events(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 }
 
@@ -105,7 +113,7 @@ struct Known {
 impl EventPuller {
     /// Pulls until told to stop, then until what is in flight is done.
     pub(crate) async fn run(self, place: Place) {
-        let mut in_hand = InHand::default();
+        let mut in_hand = InHand::new();
         let mut known = Arc::new(Known {
             created: place.created,
             floor: AtomicU64::new(place.floor),
@@ -130,10 +138,42 @@ impl EventPuller {
                 End::Stopping => break,
             }
         }
-        let in_flight = in_hand.events;
+        let in_flight = in_hand.events();
         let consumer = &self.durable.name;
         tracing::info!(consumer, in_flight, "stopped pulling events, finishing");
-        while in_hand.some_ended().await.is_some() {}
+        while self.some_ended(&mut in_hand).await.is_some() {}
+    }
+
+    /// Waits until a task is over, which frees places; `None` when there is none. Cancel-safe.
+    async fn some_ended(&self, in_hand: &mut InHand) -> Option<()> {
+        let (begun, places) = match in_hand.tasks.join_next().await? {
+            Ok(ended) => ended,
+            // What handlers do is contained; only a mistake here could end a task so. Its events
+            // are delivered again.
+            Err(error) => {
+                tracing::error!(%error, "the task of events ended");
+                return Some(());
+            }
+        };
+        in_hand.together.learn(&begun);
+        for waiting in begun.waiting {
+            let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
+            let place = Places::take(&in_hand.taken, 1);
+            let span = waiting.span.clone();
+            let going_on = async move {
+                let sequence = waiting.item.context.event.sequence;
+                go_on(&shared, &events, waiting).await;
+                (Begun::ended(sequence), place)
+            };
+            in_hand.tasks.spawn(going_on.instrument(span));
+        }
+        let mut left = begun.left.into_iter().peekable();
+        while left.peek().is_some() {
+            let together = left.by_ref().take(in_hand.together.most()).collect();
+            self.begin(together, in_hand);
+        }
+        drop(places);
+        Some(())
     }
 
     async fn pull(&self, in_hand: &mut InHand) -> End {
@@ -152,7 +192,7 @@ impl EventPuller {
         let stopped = stopping.cancelled();
         tokio::pin!(replaced, stopped);
         loop {
-            if let Err(error) = self.ask(&mut intake, in_hand.events).await {
+            if let Err(error) = self.ask(&mut intake, in_hand.events()).await {
                 return self.failed(&error);
             }
             let waiting = intake.outstanding() > 0;
@@ -167,7 +207,7 @@ impl EventPuller {
                     give_back(&self.shared.link.client, &mut intake).await;
                     return End::Paused;
                 }
-                Some(()) = in_hand.some_ended() => {}
+                Some(()) = self.some_ended(in_hand) => {}
                 () = &mut replaced => return End::Again,
                 arrival = intake.next() => {
                     if let Some(end) = self.arrived(arrival, &mut intake, in_hand) {
@@ -201,12 +241,12 @@ impl EventPuller {
         let mut end = None;
         while let Some(arrival) = next {
             match arrival {
-                Some(Arrival::Message(message)) => together.push(*message),
+                Some(Arrival::Message(message)) => together.push(message),
                 Some(Arrival::Over | Arrival::Moved | Arrival::PinLost) => {}
                 Some(Arrival::Gone(why) | Arrival::Refused(why)) => end = Some(self.failed(&why)),
                 None => end = Some(End::Stopping),
             }
-            if together.len() == TOGETHER {
+            if together.len() == in_hand.together.most() {
                 self.start(std::mem::take(&mut together), in_hand);
             }
             next = match end {
@@ -220,15 +260,24 @@ impl EventPuller {
         end
     }
 
+    /// Starts a task for what came in together.
     fn start(&self, messages: Vec<Message>, in_hand: &mut InHand) {
-        in_hand.events += messages.len();
+        let places = Places::take(&in_hand.taken, messages.len());
         let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
-        let handlings = messages.into_iter().map(move |message| {
-            // Off by default: making a span, which is formatted and registered, is paid by every event.
-            let span = tracing::debug_span!("event", subject = %message.subject);
-            handle(Arc::clone(&shared), Arc::clone(&events), message).instrument(span)
+        in_hand.tasks.spawn(async move {
+            let items = read(&shared, &events, messages).await;
+            (begin_shared(&shared, &events, items).await, places)
         });
-        in_hand.tasks.spawn(begin(handlings));
+    }
+
+    /// The same for events that had no turn yet.
+    fn begin(&self, items: Vec<Item>, in_hand: &mut InHand) {
+        let places = Places::take(&in_hand.taken, items.len());
+        let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
+        in_hand.tasks.spawn(async move {
+            let begun = begin_shared(&shared, &events, items).await;
+            (begun, places)
+        });
     }
 
     fn failed(&self, error: &str) -> End {
@@ -249,7 +298,7 @@ impl EventPuller {
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = becomes(&mut paused, false) => break,
-                Some(()) = in_hand.some_ended() => {}
+                Some(()) = self.some_ended(in_hand) => {}
             }
         }
         tracing::info!(consumer = self.durable.name, "resumed");
@@ -347,82 +396,4 @@ async fn give_back(client: &Client, intake: &mut Intake) {
             tell(client, &message, AckKind::Nak(None)).await;
         }
     }
-}
-
-/// Handles one delivery and settles it with the stream.
-async fn handle(shared: Arc<Shared>, events: Arc<Events>, message: Message) {
-    let client = &shared.link.client;
-    let context = match shared.context(&message) {
-        Ok(context) => context,
-        Err(error) => {
-            tracing::warn!(%error, "a message has a subject that is not ours");
-            tell(client, &message, AckKind::Term).await;
-            events.count(&shared.metrics, EventOutcome::Foreign);
-            return;
-        }
-    };
-    let _in_flight = shared.metrics.event_started();
-    let work = work(&shared, &events, &message, &context);
-    tokio::pin!(work);
-    // Most are done at once and need no timer.
-    let settled = match poll!(work.as_mut()) {
-        Poll::Ready(settled) => settled,
-        Poll::Pending => while_alive(client, &message, work).await,
-    };
-    if let Settled::Again(pause) = settled {
-        tell(client, &message, AckKind::Nak(Some(pause))).await;
-    }
-}
-
-/// Tells the server that an event is being worked on, until it no longer is.
-async fn while_alive<T>(client: &Client, message: &Message, work: impl Future<Output = T>) -> T {
-    tokio::pin!(work);
-    let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
-    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            _ = progress.tick() => tell(client, message, AckKind::Progress).await,
-        }
-    }
-}
-
-/// An event that a worker of another version has asked for.
-async fn foreign(
-    shared: &Shared,
-    events: &Events,
-    message: &Message,
-    context: &Context,
-) -> Settled {
-    let deliveries = context.event.deliveries;
-    if deliveries < FOREIGN_DELIVERIES {
-        events.count(&shared.metrics, EventOutcome::Unhandled);
-        let times = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        return Settled::Again(FOREIGN_PAUSE.saturating_mul(times));
-    }
-    let event = &context.event.name;
-    let reason = format!("no worker that was asked handles {event}");
-    settle(shared, events, message, context, Next::Bury(reason)).await
-}
-
-async fn work(shared: &Shared, events: &Events, message: &Message, context: &Context) -> Settled {
-    if !events.handles(&context.event.name) {
-        return foreign(shared, events, message, context).await;
-    }
-    let deliveries = context.event.deliveries;
-    let next = if deliveries > events.attempts.deliveries_max() {
-        Next::Bury(format!(
-            "delivered {deliveries} times without an end: its workers went away with it"
-        ))
-    } else {
-        let ended = attempt(shared, events, context).await;
-        if let Ended::Failed(reason) = &ended {
-            let (event, id) = (&*context.event.name, context.message_id());
-            tracing::warn!(event, id, deliveries, reason, "an attempt failed");
-        }
-        let number = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        events.attempts.next(ended, number)
-    };
-    settle(shared, events, message, context, next).await
 }

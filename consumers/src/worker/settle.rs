@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::dead;
 use crate::events::Events;
 use crate::metrics::EventOutcome;
-use crate::verdict::{Finished, Next};
+use crate::verdict::Next;
 
 /// Pause before an event is tried again that could not be stored as dead.
 const BURY_PAUSE: Duration = Duration::from_secs(2);
@@ -38,11 +38,7 @@ pub(crate) async fn settle(
     match next {
         Next::Ack(finished) => {
             tell(client, message, AckKind::Ack).await;
-            count(match finished {
-                Finished::Handled => EventOutcome::Handled,
-                Finished::Discarded => EventOutcome::Discarded,
-                Finished::Unhandled => EventOutcome::Unhandled,
-            });
+            count(finished.into());
             Settled::Finished
         }
         Next::Again(pause) => {

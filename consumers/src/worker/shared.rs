@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::Message;
-use schemas::message::NATS_MSG_ID;
+use async_nats::header::NATS_MESSAGE_ID;
 use schemas::{MessageId, Prefix, Subject, SubjectError};
 use tokio::sync::Semaphore;
 
@@ -66,7 +66,7 @@ impl Shared {
         // Every event of the proxy has the header; a message somebody stored by hand is told from
         // others by its place in the stream.
         let headers = message.headers.as_ref();
-        let stated = headers.and_then(|headers| headers.get(NATS_MSG_ID));
+        let stated = headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
         let message_id: Arc<str> = stated.map_or_else(
             || format!("{}@{}", receipt.stream, receipt.sequence).into(),
             |stated| stated.as_str().into(),

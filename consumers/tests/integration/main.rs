@@ -25,4 +25,5 @@ mod shards;
 mod shared_events;
 mod simulator;
 mod singletons;
+mod together;
 mod world;

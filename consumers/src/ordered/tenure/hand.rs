@@ -9,38 +9,35 @@ use async_nats::jetstream::AckKind;
 use async_nats::{Client, Message, Subject};
 use futures_util::FutureExt as _;
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
-use crate::context::Context;
+use super::job::Job;
 use crate::durable::SHARD_ACK_WAIT;
 use crate::events::Events;
 use crate::metrics::EventOutcome;
+use crate::ordered::by_sequence::BySequence;
 use crate::ordered::lanes::{Lane, Lanes};
 use crate::place::Place;
-use crate::worker::{Begun, Shared, tell};
+use crate::worker::{Begun, Item, Shared, Together, tell};
 
 /// How often JetStream is told about what waits or runs.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(SHARD_ACK_WAIT.as_millis() as u64 / 3);
 
-/// An event on its way to its handler.
-pub(super) type Item = (Box<Message>, Context);
-
-/// An event whose task is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ended {
-    pub(super) sequence: u64,
-    /// False for one that is left to the next holder.
-    pub(super) finished: bool,
-}
+/// A task that is over: what became of its events, and the slots that they had.
+type Ran = (Begun, Option<OwnedSemaphorePermit>);
 
 pub(super) struct Hand {
     pub(super) lanes: Lanes<Item>,
     /// Where the server is told about each event that is not done.
-    replies: BTreeMap<u64, Subject>,
+    replies: BySequence<Subject>,
     /// Arrived while nothing may begin.
     waiting: BTreeMap<u64, Item>,
-    running: JoinSet<Begun<Ended>>,
+    running: JoinSet<Ran>,
+    pub(super) together: Together,
+    job: Arc<Job>,
     /// When the stream was made, and how far the consumer was then; once that is known.
     opened: Option<Place>,
     next_progress: Instant,
@@ -49,12 +46,14 @@ pub(super) struct Hand {
 }
 
 impl Hand {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(job: Arc<Job>) -> Self {
         Self {
             lanes: Lanes::new(),
-            replies: BTreeMap::new(),
+            replies: BySequence::new(),
             waiting: BTreeMap::new(),
             running: JoinSet::new(),
+            together: Together::new(),
+            job,
             opened: None,
             next_progress: Instant::now() + PROGRESS_INTERVAL,
             pin: None,
@@ -85,7 +84,7 @@ impl Hand {
 
     /// Forgets everything, handlers that run included: the stream is another one.
     pub(super) fn restart(&mut self) {
-        *self = Self::new();
+        *self = Self::new(Arc::clone(&self.job));
     }
 
     /// Takes a delivery. One that is in hand already needs no second place, and one that is done was
@@ -94,7 +93,7 @@ impl Hand {
         &mut self,
         shared: &Arc<Shared>,
         events: &Events,
-        message: Box<Message>,
+        message: Message,
         begin: bool,
     ) {
         let context = match shared.context(&message) {
@@ -107,7 +106,7 @@ impl Hand {
             }
         };
         let sequence = context.event.sequence;
-        if let Some(reply) = self.replies.get_mut(&sequence) {
+        if let Some(reply) = self.replies.get_mut(sequence) {
             if let Some(newest) = message.reply.clone() {
                 *reply = newest;
             }
@@ -125,9 +124,9 @@ impl Hand {
             self.replies.insert(sequence, reply);
         }
         if begin {
-            self.push(sequence, (message, context));
+            self.push(sequence, Item { message, context });
         } else {
-            self.waiting.insert(sequence, (message, context));
+            self.waiting.insert(sequence, Item { message, context });
         }
     }
 
@@ -139,26 +138,43 @@ impl Hand {
     }
 
     fn push(&mut self, sequence: u64, item: Item) {
-        let event = &item.1.event;
+        let event = &item.context.event;
         let lane = Lane::of(&event.name, event.guild);
         self.lanes.push(sequence, lane, item);
     }
 
-    /// Starts the task of events that begin together.
-    pub(super) fn start(&mut self, task: impl Future<Output = Begun<Ended>> + Send + 'static) {
-        self.running.spawn(task);
+    /// Starts the task of events that begin together, with a slot for each.
+    pub(super) fn begin(&mut self, items: Vec<Item>, slots: OwnedSemaphorePermit) {
+        let job = Arc::clone(&self.job);
+        let beginning = async move { (job.begin(items).await, Some(slots)) };
+        self.running.spawn(beginning);
     }
 
-    /// Waits for a task to end; `None` when none runs. Cancel-safe.
-    pub(super) async fn done(&mut self) -> Option<Vec<Ended>> {
+    /// Waits for a task to end, and lets go on what is not over; returns the places of what is.
+    /// `None` when no task runs. Cancel-safe.
+    pub(super) async fn done(&mut self) -> Option<Vec<u64>> {
         loop {
             match self.running.join_next().await? {
-                Ok(begun) => return Some(begun.go_on(&mut self.running)),
-                // What handlers do is contained; only a mistake here could end a task so. Its event
-                // is delivered again, to the next holder.
+                Ok((begun, slots)) => return Some(self.go_on(begun, slots)),
+                // What handlers do is contained; only a mistake here could end a task so. Its events
+                // are delivered again, to the next holder.
                 Err(error) => tracing::error!(%error, "the task of an event ended"),
             }
         }
+    }
+
+    fn go_on(&mut self, begun: Begun, mut slots: Option<OwnedSemaphorePermit>) -> Vec<u64> {
+        self.together.learn(&begun);
+        for waiting in begun.waiting {
+            // There was one for each.
+            let slot = slots.as_mut().and_then(|slots| slots.split(1));
+            let (job, span) = (Arc::clone(&self.job), waiting.span.clone());
+            let going_on = async move { (job.go_on(waiting, slot).await, None) };
+            self.running.spawn(going_on.instrument(span));
+        }
+        self.lanes
+            .give_back(begun.left, |item| item.context.event.sequence);
+        begun.ended
     }
 
     /// Sees to the tasks that have ended already.
@@ -173,12 +189,10 @@ impl Hand {
     }
 
     /// Events are over; of those that are done the server knows.
-    pub(super) fn finish(&mut self, ended: Vec<Ended>) {
-        for ended in ended {
-            if ended.finished {
-                self.replies.remove(&ended.sequence);
-                self.lanes.finish(ended.sequence);
-            }
+    pub(super) fn finish(&mut self, ended: Vec<u64>) {
+        for sequence in ended {
+            self.replies.remove(sequence);
+            self.lanes.finish(sequence);
         }
     }
 
@@ -194,7 +208,7 @@ impl Hand {
 
     /// Tells the server the same about everything in hand.
     pub(super) async fn tell_all(&self, client: &Client, kind: AckKind) {
-        for reply in self.replies.values() {
+        for (_, reply) in self.replies.iter() {
             let told = client.publish(reply.clone(), kind.into()).await;
             if let Err(error) = told {
                 tracing::debug!(%error, "the stream could not be told about events in hand");

@@ -1,22 +1,15 @@
-//! The steady part of a tenure: asks for events, lets handlers begin, and sees each event through
-//! its attempts.
+//! The steady part of a tenure: asks for events and lets handlers begin.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
-use super::hand::{Ended, Hand, Item};
+use super::hand::Hand;
 use super::{End, FIRST_PULL_EXPIRES, PULL_EXPIRES, Tenure, WINDOW};
-use crate::events::Events;
 use crate::intake::{Arrival, Intake};
-use crate::lease::Lease;
-use crate::verdict::{self, Next};
-use crate::worker::{Settled, Shared, TOGETHER, attempt, begin, settle};
 
 /// Pause before an event whose task could not begin is looked at again.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -25,20 +18,13 @@ impl Tenure {
     /// Works until something happens to the consumer, the way to it or the tenure.
     pub(super) async fn work(&self, intake: &mut Intake, hand: &mut Hand) -> Result<End, String> {
         let mut paused = self.paused.clone();
-        let job = Arc::new(Job {
-            shared: Arc::clone(&self.shared),
-            events: Arc::clone(&self.events),
-            lease: Arc::clone(&self.lease),
-            slots: Arc::clone(&self.slots),
-            release: self.release.clone(),
-        });
         let released = self.release.cancelled();
         let replaced = self.shared.link.replaced(intake.connection());
         tokio::pin!(released, replaced);
         loop {
             let resting = *paused.borrow_and_update();
             if !resting {
-                self.begin_ready(hand, &job);
+                self.begin_ready(hand);
                 self.ask(intake, hand).await?;
             }
             let (asked, overdue) = (intake.outstanding() > 0, intake.overdue());
@@ -71,7 +57,7 @@ impl Tenure {
                 () = &mut replaced => return Ok(End::Again),
                 slot = Arc::clone(&self.slots).acquire_owned(), if ready && may_begin => {
                     let slot = slot.expect("the semaphore is never closed");
-                    begin_together(hand, slot, &job);
+                    begin_together(hand, slot);
                 }
                 () = sleep(LEASE_PAUSE), if ready && !may_begin => {}
                 arrival = intake.next() => {
@@ -116,97 +102,29 @@ impl Tenure {
     }
 
     /// Lets begin what may, as long as there are free slots.
-    fn begin_ready(&self, hand: &mut Hand, job: &Arc<Job>) {
+    fn begin_ready(&self, hand: &mut Hand) {
         while hand.lanes.has_ready() && self.lease.is_valid() {
             let free = self.slots.available_permits();
-            let together = hand.lanes.ready().min(TOGETHER).min(free);
+            let together = hand.lanes.ready().min(hand.together.most()).min(free);
             let wanted = u32::try_from(together).unwrap_or(1).max(1);
             let Ok(slots) = Arc::clone(&self.slots).try_acquire_many_owned(wanted) else {
                 return;
             };
-            begin_together(hand, slots, job);
+            begin_together(hand, slots);
         }
     }
 }
 
 /// Lets begin as many events as there are slots.
-fn begin_together(hand: &mut Hand, mut slots: OwnedSemaphorePermit, job: &Arc<Job>) {
+fn begin_together(hand: &mut Hand, slots: OwnedSemaphorePermit) {
     let mut together = Vec::with_capacity(slots.num_permits());
-    while slots.num_permits() > 0
-        && let Some(event) = hand.lanes.next()
-        && let Some(slot) = slots.split(1)
+    while together.len() < slots.num_permits()
+        && let Some((_, item)) = hand.lanes.next()
     {
-        together.push((event, slot));
+        together.push(item);
     }
-    if together.is_empty() {
-        return;
-    }
-    let job = Arc::clone(job);
-    let handlings = together.into_iter().map(move |((sequence, item), slot)| {
-        // Off by default: making a span, which is formatted and registered, is paid by every event.
-        let span = tracing::debug_span!("event", subject = %item.0.subject);
-        let job = Arc::clone(&job);
-        let running = async move {
-            let finished = job.run(item, slot).await;
-            Ended { sequence, finished }
-        };
-        running.instrument(span)
-    });
-    hand.start(begin(handlings));
-}
-
-/// What it takes to see one event through.
-struct Job {
-    shared: Arc<Shared>,
-    events: Arc<Events>,
-    lease: Arc<Lease>,
-    slots: Arc<Semaphore>,
-    release: CancellationToken,
-}
-
-impl Job {
-    /// Attempts until the event is handled or buried. Its guild waits meanwhile; the slot does not.
-    /// False when the shard is released between two attempts: the next holder goes on.
-    async fn run(&self, (message, context): Item, mut slot: OwnedSemaphorePermit) -> bool {
-        let _in_flight = self.shared.metrics.event_started();
-        let deliveries = context.event.deliveries;
-        let mut number = 0;
-        loop {
-            let may_begin = self.lease.is_valid() && !self.release.is_cancelled();
-            if !may_begin {
-                let valid = self.release.run_until_cancelled(self.lease.valid());
-                if valid.await.is_none() {
-                    return false;
-                }
-            }
-            number += 1;
-            let next = if deliveries > self.events.attempts.deliveries_max() {
-                Next::Bury(format!(
-                    "delivered {deliveries} times without an end: its workers went away with it"
-                ))
-            } else {
-                let ended = attempt(&self.shared, &self.events, &context).await;
-                if let verdict::Ended::Failed(reason) = &ended {
-                    let (event, id) = (&*context.event.name, context.message_id());
-                    tracing::warn!(event, id, number, reason, "an attempt failed");
-                }
-                self.events.attempts.next(ended, number)
-            };
-            match settle(&self.shared, &self.events, &message, &context, next).await {
-                Settled::Finished => return true,
-                Settled::Again(pause) => {
-                    drop(slot);
-                    let again = async {
-                        sleep(pause).await;
-                        Arc::clone(&self.slots).acquire_owned().await
-                    };
-                    let Some(free) = self.release.run_until_cancelled(again).await else {
-                        return false;
-                    };
-                    slot = free.expect("the semaphore is never closed");
-                }
-            }
-        }
+    if !together.is_empty() {
+        hand.begin(together, slots);
     }
 }
 
