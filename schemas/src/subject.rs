@@ -112,11 +112,11 @@ impl<'a> Subject<'a> {
     }
 
     fn parse_unprefixed(text: &'a str) -> Option<Self> {
-        let (root, rest) = text.split_once('.')?;
+        let (root, rest) = cut(text)?;
         match root {
             "shard" => Self::parse_shard(rest),
             "guild" => {
-                let (guild, tail) = rest.split_once('.')?;
+                let (guild, tail) = cut(rest)?;
                 let guild = canonical_guild(guild)?;
                 (tail == "commands").then_some(Self::GuildCommands { guild })
             }
@@ -140,7 +140,7 @@ impl<'a> Subject<'a> {
     }
 
     fn parse_shard(rest: &'a str) -> Option<Self> {
-        let (shard, tail) = rest.split_once('.')?;
+        let (shard, tail) = cut(rest)?;
         let shard = canonical_u32(shard)?;
         match tail {
             "events" => return Some(Self::LiveFeed { shard }),
@@ -148,7 +148,7 @@ impl<'a> Subject<'a> {
             "messages" => return Some(Self::ShardMessages { shard }),
             _ => {}
         }
-        let (guild, event) = tail.strip_prefix("events.")?.split_once('.')?;
+        let (guild, event) = cut(tail.strip_prefix("events.")?)?;
         let guild = if guild == NO_GUILD {
             None
         } else {
@@ -203,6 +203,13 @@ pub struct SubjectError {
     pub text: String,
     /// The prefix it was read with.
     pub prefix: Prefix,
+}
+
+/// The first token and the rest. Tokens are short: looking at each byte is quicker than a search that
+/// is made for long texts.
+fn cut(text: &str) -> Option<(&str, &str)> {
+    let dot = text.bytes().position(|byte| byte == b'.')?;
+    Some((&text[..dot], &text[dot + 1..]))
 }
 
 /// A token of the kinds only we make; NATS forbids white space and the wildcards.

@@ -161,7 +161,7 @@ mod tests {
             most.push(together.most());
             together.learn(&begun(false));
         }
-        assert_eq!(most, [8, 16, 32, 64, 64]);
+        assert_eq!(most, [8, 16, 16, 16, 16]);
         together.learn(&begun(true));
         together.learn(&Begun::ended(7));
         assert_eq!(together.most(), TOGETHER);
