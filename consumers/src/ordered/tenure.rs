@@ -111,7 +111,7 @@ impl Tenure {
                     tokio::select! {
                         biased;
                         () = self.release.cancelled() => break,
-                        () = sleep(pause) => {}
+                        () = hand.meanwhile(sleep(pause)) => {}
                     }
                     pause = (pause * 2).min(REOPEN_PAUSE_MAX);
                 }
@@ -137,7 +137,7 @@ impl Tenure {
     ) -> Result<End, String> {
         let opening = async {
             // Not while NATS is away: requests would only wait for their timeout.
-            self.shared.link.connected().await;
+            hand.meanwhile(self.shared.link.connected()).await;
             match timeout(API_TIMEOUT, self.open(hand)).await {
                 Ok(opened) => opened,
                 Err(_) => Err("JetStream does not answer".to_owned()),
@@ -154,7 +154,7 @@ impl Tenure {
                 self.shared.status.set_usable(&self.durable.label(), true);
                 *pause = REOPEN_PAUSE;
                 if listening.is_none() {
-                    *listening = self.listen().await?;
+                    *listening = hand.meanwhile(self.listen()).await?;
                 }
                 self.work(&mut intake, hand).await?
             }
@@ -174,15 +174,14 @@ impl Tenure {
         };
         let place = hand.place();
         let jetstream = &link.jetstream;
-        let (policy, created) = beginning(jetstream, &durable.stream, place, start).await?;
+        let beginning = beginning(jetstream, &durable.stream, place, start);
+        let (policy, created) = hand.meanwhile(beginning).await?;
         if hand.created().is_some_and(|known| known != created) {
             tracing::warn!(shard = self.shard, "the stream was made again");
             hand.restart();
         }
-        let (consumer, how) = durable
-            .open(jetstream, policy)
-            .await
-            .map_err(|error| error.to_string())?;
+        let opened = hand.meanwhile(durable.open(jetstream, policy)).await;
+        let (consumer, how) = opened.map_err(|error| error.to_string())?;
         if how == Opened::Created && place.is_some() {
             self.shared.metrics.consumer_recreated();
             let consumer = &durable.name;
@@ -190,9 +189,10 @@ impl Tenure {
         }
         let floor = consumer.cached_info().ack_floor.stream_sequence;
         hand.set_opened(Place { created, floor });
-        let mut intake = Intake::open(link, &durable.stream, &durable.name).await?;
+        let opening = Intake::open(link, &durable.stream, &durable.name);
+        let mut intake = hand.meanwhile(opening).await?;
         if hand.pin.is_none() {
-            self.unpin().await?;
+            hand.meanwhile(self.unpin()).await?;
         }
         intake.set_pin(hand.pin.clone());
         Ok(intake)
@@ -227,7 +227,7 @@ impl Tenure {
     /// and those that were lost on the way. What arrives meanwhile waits, and goes on in order.
     async fn recover(&self, intake: &mut Intake, hand: &mut Hand) -> Result<Option<End>, String> {
         loop {
-            let unacknowledged = self.unacknowledged();
+            let unacknowledged = hand.meanwhile(self.unacknowledged());
             let known = tokio::select! {
                 biased;
                 () = self.release.cancelled() => return Ok(Some(End::Release)),
@@ -298,7 +298,8 @@ impl Tenure {
             Some(Arrival::Gone(why) | Arrival::Refused(why)) => Err(why),
             Some(Arrival::PinLost) => {
                 let key = self.registry.shard_key(self.shard);
-                let claim = self.registry.get::<ShardClaim>(&key).await?;
+                let asking = self.registry.get::<ShardClaim>(&key);
+                let claim = hand.meanwhile(asking).await?;
                 let ours = claim.is_some_and(|(claim, _)| claim.member == self.member);
                 if !ours || !self.lease.is_valid() {
                     return Ok(Some(End::Lost));
@@ -314,7 +315,7 @@ impl Tenure {
     /// Lets go of the consumer: the server shall send nothing more, and what it has sent is given
     /// back below.
     async fn leave(&self, intake: &mut Intake, hand: &mut Hand) {
-        if let Err(error) = self.unpin().await {
+        if let Err(error) = hand.meanwhile(self.unpin()).await {
             tracing::debug!(error, "the shard's consumer could not be unpinned");
         }
         while let Some(Some(arrival)) = intake.next().now_or_never() {

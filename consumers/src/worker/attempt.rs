@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Message};
 use futures_util::FutureExt as _;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use super::settle::tell;
@@ -68,39 +69,51 @@ impl Attempt {
     }
 
     /// Waits for the end of the handler, within the time limit, and shows signs of life meanwhile.
-    /// One timer for both: most that wait do so for less.
     pub(crate) async fn finish(self, limit: Duration, signs: Option<Signs<'_>>) -> Ended {
-        let handling = match self {
+        let mut handling = match self {
             Self::Over(ended) => return ended,
-            Self::Waiting(handling) => AssertUnwindSafe(handling).catch_unwind(),
+            Self::Waiting(handling) => handling,
         };
-        let now = Instant::now();
-        // Without an end when the limit is beyond what the clock can say.
-        let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
-        let next = |now: Instant| match &signs {
-            Some(signs) => deadline.min(now + signs.every),
-            None => deadline,
-        };
-        let timer = sleep_until(next(now));
-        tokio::pin!(handling, timer);
-        loop {
-            tokio::select! {
-                biased;
-                said = &mut handling => return match said {
-                    Ok(said) => ended(said),
-                    Err(panic) => panicked(&*panic),
-                },
-                () = &mut timer => {}
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Ended::Failed(format!("the handler took longer than {limit:?}"));
-            }
-            if let Some(signs) = &signs {
-                tell(signs.client, signs.message, AckKind::Progress).await;
-            }
-            timer.as_mut().reset(next(now));
+        let ended = within(limit, signs, &mut handling).await;
+        // What a handler leaves behind is as much its own as what it does.
+        match catch_unwind(AssertUnwindSafe(|| drop(handling))) {
+            Ok(()) => ended,
+            Err(panic) => panicked(&*panic),
         }
+    }
+}
+
+/// One timer for both limit and signs of life: most that wait do so for less.
+async fn within(limit: Duration, signs: Option<Signs<'_>>, handling: &mut VerdictFuture) -> Ended {
+    let now = Instant::now();
+    // Without an end when the limit is beyond what the clock can say.
+    let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
+    let next = |now: Instant| match &signs {
+        Some(signs) => deadline.min(now + signs.every),
+        None => deadline,
+    };
+    let timer = sleep_until(next(now));
+    let handling = AssertUnwindSafe(handling).catch_unwind();
+    tokio::pin!(handling, timer);
+    loop {
+        tokio::select! {
+            biased;
+            said = &mut handling => return match said {
+                Ok(said) => ended(said),
+                Err(panic) => panicked(&*panic),
+            },
+            // A handler that never has to wait uses up what tokio lets a task do at once, and the
+            // timer must be looked at all the same.
+            () = unconstrained(timer.as_mut()) => {}
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Ended::Failed(format!("the handler took longer than {limit:?}"));
+        }
+        if let Some(signs) = &signs {
+            tell(signs.client, signs.message, AckKind::Progress).await;
+        }
+        timer.as_mut().reset(next(now));
     }
 }
 
@@ -162,6 +175,43 @@ impl fmt::Debug for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(20);
+    /// How long a test waits for what should be over after the limit.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn failure(handling: VerdictFuture) -> String {
+        let ending = Attempt::Waiting(handling).finish(LIMIT, None);
+        match tokio::time::timeout(PATIENCE, ending).await {
+            Ok(Ended::Failed(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_goes_on_and_on_is_ended_by_the_time_limit() {
+        let why = failure(Box::pin(async {
+            loop {
+                tokio::task::coop::consume_budget().await;
+            }
+        }));
+        assert_eq!(why.await, "the handler took longer than 20ms");
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_when_it_is_ended_is_contained() {
+        struct Guard;
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                panic!("too early");
+            }
+        }
+        let why = failure(Box::pin(async {
+            let _guard = Guard;
+            std::future::pending().await
+        }));
+        assert_eq!(why.await, "the handler panicked: too early");
+    }
 
     #[test]
     fn a_panic_says_what_it_said() {

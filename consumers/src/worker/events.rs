@@ -131,7 +131,7 @@ impl EventPuller {
             match end {
                 End::Again => {}
                 End::Paused => self.wait_for_resume(&mut in_hand).await,
-                End::Reopen => match self.reopen(&known).await {
+                End::Reopen => match self.meanwhile(&mut in_hand, self.reopen(&known)).await {
                     Some(opened) => known = opened,
                     None => break,
                 },
@@ -176,6 +176,19 @@ impl EventPuller {
         Some(())
     }
 
+    /// Waits for something else and sees to what is in hand meanwhile: a handler must not stand still
+    /// because the stream is away.
+    async fn meanwhile<T>(&self, in_hand: &mut InHand, other: impl Future<Output = T>) -> T {
+        tokio::pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                output = &mut other => return output,
+                Some(()) = self.some_ended(in_hand) => {}
+            }
+        }
+    }
+
     async fn pull(&self, in_hand: &mut InHand) -> End {
         let (stopping, mut paused) = (self.stopping.clone(), self.paused.clone());
         let (link, durable) = (self.shared.link.clone(), self.durable.clone());
@@ -183,7 +196,7 @@ impl EventPuller {
         let mut intake = tokio::select! {
             biased;
             () = stopping.cancelled() => return End::Stopping,
-            opened = opening => match opened {
+            opened = self.meanwhile(in_hand, opening) => match opened {
                 Ok(intake) => intake,
                 Err(error) => return self.failed(&error),
             },

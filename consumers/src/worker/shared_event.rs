@@ -107,7 +107,8 @@ async fn work(
 ) -> Settled {
     let client = &shared.link.client;
     if !events.handles(&context.event.name) {
-        return foreign(shared, events, message, context).await;
+        let foreign = foreign(shared, events, message, context);
+        return while_alive(client, message, foreign).await;
     }
     let deliveries = context.event.deliveries;
     let next = match attempt {

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use consumers::{Context, Events, HandlerError, Start};
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::Seen;
-use crate::world::{World, until};
+use crate::world::{World, http_get, patience, until};
 
 /// Enough for as many events to begin together as ever do.
 const WARM: u64 = 200;
@@ -101,4 +102,49 @@ async fn a_handler_that_keeps_its_thread_holds_up_few_shared_events() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_handler_that_keeps_its_thread_holds_up_few_events_of_a_shard() {
     one_that_blocks_holds_up_few(Events::ordered("all").shards([0])).await;
+}
+
+/// A handler waits for something right when the stream goes away.
+async fn what_waits_goes_on_without_the_stream(events: Events) {
+    let world = World::start().await;
+    let (pass, passed) = mpsc::channel();
+    let (passed, seen) = (Arc::new(Mutex::new(passed)), Seen::default());
+    let note = seen.clone();
+    let handler = move |_: Context, _: MessageDelete| {
+        note.add("began");
+        // Keeps its thread until the worker knows that the stream is gone, and only then waits.
+        // In place, as the runtime may have nobody else who looks after its connections.
+        let passed = block_in_place(|| passed.lock().unwrap().recv_timeout(patience()));
+        let note = note.clone();
+        async move {
+            tokio::task::yield_now().await;
+            passed?;
+            note.add("ended");
+            Ok::<(), HandlerError>(())
+        }
+    };
+    let events = events.start(Start::Oldest).on::<MessageDelete>(handler);
+    let worker = world.event_worker(events).await;
+    world.store_delete(0, 7, 1).await;
+    seen.reaches(1).await;
+    let deleted = world.jetstream.delete_stream("DISCORD_EVENTS").await;
+    deleted.unwrap();
+    let address = worker.http_address();
+    until("not ready without the stream", async || {
+        let (status, body) = http_get(address, "/ready").await;
+        (status == 503 && body.contains("of DISCORD_EVENTS")).then_some(())
+    })
+    .await;
+    pass.send(()).unwrap();
+    assert_eq!(seen.reaches(2).await, ["began", "ended"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_handler_that_waits_does_not_stand_still_because_the_stream_is_gone() {
+    what_waits_goes_on_without_the_stream(Events::shared("all")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_handler_of_a_shard_does_not_stand_still_because_the_stream_is_gone() {
+    what_waits_goes_on_without_the_stream(Events::ordered("all").shards([0])).await;
 }

@@ -177,6 +177,19 @@ impl Hand {
         begun.ended
     }
 
+    /// Waits for something else and sees to what is in hand meanwhile: a handler must not stand still
+    /// because the stream is away.
+    pub(super) async fn meanwhile<T>(&mut self, other: impl Future<Output = T>) -> T {
+        tokio::pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                output = &mut other => return output,
+                Some(ended) = self.done() => self.finish(ended),
+            }
+        }
+    }
+
     /// Sees to the tasks that have ended already.
     pub(super) fn see_done(&mut self) {
         while let Some(Some(ended)) = self.done().now_or_never() {
