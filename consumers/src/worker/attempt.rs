@@ -111,7 +111,10 @@ async fn within(limit: Duration, signs: Option<Signs<'_>>, handling: &mut Verdic
             return Ended::Failed(format!("the handler took longer than {limit:?}"));
         }
         if let Some(signs) = &signs {
-            tell(signs.client, signs.message, AckKind::Progress).await;
+            // At once or not at all: while NATS is away a sign is worth nothing, and the handler must
+            // not wait for it.
+            let told = tell(signs.client, signs.message, AckKind::Progress);
+            unconstrained(told).now_or_never();
         }
         timer.as_mut().reset(next(now));
     }
@@ -196,6 +199,35 @@ mod tests {
             }
         }));
         assert_eq!(why.await, "the handler took longer than 20ms");
+    }
+
+    #[tokio::test]
+    async fn a_handler_does_not_stand_still_because_nothing_can_be_told() {
+        // Nobody listens there, and one word is as many as may wait.
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let connecting = options.client_capacity(1).connect("127.0.0.1:1");
+        let client = connecting.await.unwrap();
+        let message = Message {
+            subject: "subject".into(),
+            reply: Some("reply".into()),
+            payload: bytes::Bytes::new(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        };
+        let signs = Signs {
+            client: &client,
+            message: &message,
+            every: Duration::from_millis(1),
+        };
+        let waiting = Attempt::Waiting(Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(Verdict::Discard)
+        }));
+        let ending = waiting.finish(PATIENCE, Some(signs));
+        let ended = tokio::time::timeout(PATIENCE, ending).await.unwrap();
+        assert_eq!(ended, Ended::Verdict(Verdict::Discard));
     }
 
     #[tokio::test]
