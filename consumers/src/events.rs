@@ -251,7 +251,8 @@ impl Events {
         self
     }
 
-    /// Longest time for one attempt; a handler that takes longer is dropped and has failed.
+    /// Longest time for one attempt; a handler that takes longer is dropped and has failed. One that
+    /// keeps its thread cannot be: such work belongs into [`tokio::task::spawn_blocking`].
     #[must_use]
     pub const fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
