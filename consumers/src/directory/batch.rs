@@ -12,10 +12,26 @@ use schemas::{GuildEntry, GuildId, ShardId};
 
 use super::event::{Facts, GuildEvent};
 
+/// A guild's entry, if it has one, with the revision it stands at, which a write in its place must
+/// expect. Both are of the same moment: what somebody writes after it must not be overwritten.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Revised {
+    pub(crate) entry: Option<GuildEntry>,
+    /// 0: there has been none.
+    pub(crate) revision: u64,
+}
+
+/// Entries to write, or to remove where there is none, with what each is to replace.
+pub(crate) type Changes = BTreeMap<GuildId, Revised>;
+
 /// What is stored, as a batch sees it.
 pub(crate) trait Known {
+    /// The entry of a guild and its revision.
+    fn revised(&self, guild: GuildId) -> Revised;
     /// The entry of a guild.
-    fn guild(&self, guild: GuildId) -> Option<GuildEntry>;
+    fn guild(&self, guild: GuildId) -> Option<GuildEntry> {
+        self.revised(guild).entry
+    }
     /// The guilds whose entries name the shard.
     fn of_shard(&self, shard: u32) -> Vec<GuildId>;
 }
@@ -48,8 +64,7 @@ pub(crate) struct Told {
 /// Events of one shard on their way into the store.
 pub(crate) struct Batch<'k, K> {
     known: &'k K,
-    // `None`: the entry is to be removed.
-    changed: BTreeMap<GuildId, Option<GuildEntry>>,
+    changed: Changes,
 }
 
 impl<'k, K: Known> Batch<'k, K> {
@@ -57,12 +72,13 @@ impl<'k, K: Known> Batch<'k, K> {
     pub(crate) const fn new(known: &'k K) -> Self {
         Self {
             known,
-            changed: BTreeMap::new(),
+            changed: Changes::new(),
         }
     }
 
-    /// The entries to write, or to remove where there is none.
-    pub(crate) fn into_changes(self) -> BTreeMap<GuildId, Option<GuildEntry>> {
+    /// The entries to write, or to remove where there is none, each in place of what this batch began
+    /// with.
+    pub(crate) fn into_changes(self) -> Changes {
         self.changed
     }
 
@@ -165,46 +181,35 @@ impl<'k, K: Known> Batch<'k, K> {
         }
     }
 
-    fn current(&self, guild: GuildId) -> Option<GuildEntry> {
-        match self.changed.get(&guild) {
-            Some(entry) => entry.clone(),
-            None => self.known.guild(guild),
-        }
-    }
-
     fn of_shard(&self, shard: u32) -> Vec<GuildId> {
         let mut guilds = self.known.of_shard(shard);
-        let added = self.changed.iter().filter_map(|(guild, entry)| {
-            entry
-                .as_ref()
-                .is_some_and(|entry| entry.shard == shard)
-                .then_some(*guild)
-        });
+        let is_here = |changed: &Revised| changed.entry.as_ref().is_some_and(|e| e.shard == shard);
+        let added = self.changed.iter().filter(|(_, changed)| is_here(changed));
+        let added = added.map(|(guild, _)| *guild);
         guilds.extend(added);
         guilds.sort_unstable();
         guilds.dedup();
-        guilds.retain(|guild| {
-            self.changed
-                .get(guild)
-                .is_none_or(|entry| entry.as_ref().is_some_and(|entry| entry.shard == shard))
-        });
+        guilds.retain(|guild| self.changed.get(guild).is_none_or(is_here));
         guilds
     }
 
     /// Changes a guild's entry, which is made if there is none.
     fn change(&mut self, at: At<'_>, guild: GuildId, change: impl FnOnce(&mut GuildEntry)) {
         // Changed in place: a busy guild has many events in a batch.
-        let entry = match self.changed.entry(guild) {
+        let changed = match self.changed.entry(guild) {
             Entry::Occupied(changed) => changed.into_mut(),
             Entry::Vacant(first) => {
-                let known = self.known.guild(guild);
-                if known.as_ref().is_some_and(|entry| !is_newer(at, entry)) {
+                let known = self.known.revised(guild);
+                let entry = known.entry.as_ref();
+                if entry.is_some_and(|entry| !is_newer(at, entry)) {
                     return;
                 }
                 first.insert(known)
             }
         };
-        let entry = entry.get_or_insert_with(|| GuildEntry::stub(guild.into(), at.shard));
+        let entry = changed
+            .entry
+            .get_or_insert_with(|| GuildEntry::stub(guild.into(), at.shard));
         if !is_newer(at, entry) {
             return;
         }
@@ -227,11 +232,18 @@ impl<'k, K: Known> Batch<'k, K> {
     }
 
     fn remove(&mut self, at: At<'_>, guild: GuildId) {
-        if self
-            .current(guild)
-            .is_some_and(|entry| is_newer(at, &entry))
-        {
-            self.changed.insert(guild, None);
+        let is_older = |entry: &GuildEntry| is_newer(at, entry);
+        match self.changed.entry(guild) {
+            Entry::Occupied(mut changed) => {
+                changed.get_mut().entry.take_if(|entry| is_older(entry));
+            }
+            Entry::Vacant(first) => {
+                let Revised { entry, revision } = self.known.revised(guild);
+                if entry.as_ref().is_some_and(is_older) {
+                    let entry = None;
+                    first.insert(Revised { entry, revision });
+                }
+            }
         }
     }
 }

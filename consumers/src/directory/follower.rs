@@ -1,19 +1,18 @@
 //! Reads one shard's events into the bucket, as long as this instance holds the shard: entries
 //! first, the position some time after them. What an event means is decided in `batch`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::FutureExt as _;
 use futures_util::future::{Fuse, FusedFuture as _};
-use schemas::{EventKind, GuildEntry, GuildId, ShardPosition};
+use schemas::{EventKind, GuildId, ShardPosition};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::batch::{At, Batch, Known as _};
+use super::batch::{At, Batch, Changes, Known as _};
 use super::event::{self, GuildEvent};
 use super::listing::Listing;
 use super::shares::is_misplaced;
@@ -39,9 +38,6 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// all guilds brings one kind of event after the other, so these are several of each guild of a full
 /// shard (2,500). What is kept of most is a few words, of a guild's description a kilobyte or two.
 const AHEAD_MAX: usize = 16_384;
-
-/// Entries to write, or to remove where there is none.
-type Changes = BTreeMap<GuildId, Option<GuildEntry>>;
 
 /// Why reading a shard ended.
 enum End {
@@ -364,7 +360,7 @@ impl Follower {
             return Ok(());
         };
         let place = (&*held.position.stream, held.done);
-        let known = |guild| view.guild(guild).is_some();
+        let known = |guild| view.revised(guild);
         let missing = listing.missing(self.shard, count, known, place, *refresh_after);
         let guilds = missing.len();
         let written = store.write_guilds(view, missing).await;
@@ -384,9 +380,10 @@ impl Follower {
         let now_ms = unix_ms();
         let entries = view.of_shard(self.shard).into_iter();
         let marked = entries.filter_map(|guild| {
-            let mut entry = view.guild(guild)?;
+            let mut revised = view.revised(guild);
+            let entry = revised.entry.as_mut()?;
             entry.stale_since_unix_ms.get_or_insert(now_ms);
-            Some((guild, Some(entry)))
+            Some((guild, revised))
         });
         let written = store.write_guilds(view, marked.collect()).await;
         written.map_err(|error| error.to_string())

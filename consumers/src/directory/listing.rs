@@ -14,6 +14,7 @@ use twilight_http::request::Request;
 use twilight_http::response::marker::EmptyBody;
 use twilight_http::routing::Route;
 
+use super::batch::{Changes, Revised};
 use super::unix_ms;
 use crate::rest::Rest;
 
@@ -100,15 +101,19 @@ impl Listing {
         &self,
         shard: u32,
         count: u32,
-        is_known: impl Fn(GuildId) -> bool,
+        known: impl Fn(GuildId) -> Revised,
         (stream, seq): (&str, u64),
         due_after: Duration,
-    ) -> BTreeMap<GuildId, Option<GuildEntry>> {
+    ) -> Changes {
         let due_ms = u64::try_from(due_after.as_millis()).unwrap_or(u64::MAX);
         let since = unix_ms().saturating_sub(due_ms.saturating_add(1));
         let here = self.guilds.iter();
-        let missing = here.filter(|(guild, _)| guild.shard(count) == shard && !is_known(**guild));
-        let entry = |(guild, name): (&GuildId, &Option<String>)| {
+        let here = here.filter(|(guild, _)| guild.shard(count) == shard);
+        let missing = here.filter_map(|(guild, name)| {
+            let Revised { entry, revision } = known(*guild);
+            if entry.is_some() {
+                return None;
+            }
             let entry = GuildEntry {
                 name: name.clone(),
                 available: true,
@@ -117,9 +122,10 @@ impl Listing {
                 seq,
                 ..GuildEntry::stub((*guild).into(), shard)
             };
-            (*guild, Some(entry))
-        };
-        missing.map(entry).collect()
+            let entry = Some(entry);
+            Some((*guild, Revised { entry, revision }))
+        });
+        missing.collect()
     }
 }
 
@@ -171,12 +177,16 @@ mod tests {
             asked: Instant::now(),
             guilds: names.collect(),
         };
-        let known = |known: GuildId| known == guild(5);
+        let known = |known: GuildId| Revised {
+            entry: (known == guild(5)).then(|| GuildEntry::stub(known.into(), 1)),
+            revision: 7,
+        };
         let due = Duration::from_secs(60);
         let missing = listing.missing(1, 4, known, ("0-1", 77), due);
         let ids: Vec<GuildId> = missing.keys().copied().collect();
         assert_eq!(ids, [guild(1), guild(9)]);
-        let entry = missing[&guild(9)].as_ref().unwrap();
+        assert_eq!(missing[&guild(9)].revision, 7);
+        let entry = missing[&guild(9)].entry.as_ref().unwrap();
         assert_eq!(entry.name.as_deref(), Some("Guild 9"));
         assert_eq!((entry.shard, entry.seq, &*entry.stream), (1, 77, "0-1"));
         let since = entry.stale_since_unix_ms.unwrap();

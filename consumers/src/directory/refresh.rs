@@ -11,7 +11,7 @@ use twilight_http::request::Request;
 use twilight_http::response::marker::EmptyBody;
 use twilight_http::routing::Route;
 
-use super::batch::{Known as _, adopt};
+use super::batch::{Known as _, Revised, adopt};
 use super::event::{self, Facts};
 use super::{Shared, unix_ms};
 use crate::rest::{Rest, RestError, Verdict};
@@ -75,7 +75,8 @@ impl Refresh {
         };
         let Shared { view, store, .. } = &*self.shared;
         // What came in while Discord was asked may or may not be in its answer.
-        if view.guild(guild).is_none_or(|now| now.seq != entry.seq) {
+        let now = view.revised(guild);
+        if now.entry.as_ref() != Some(&entry) {
             return self.pause();
         }
         let changed = match answer {
@@ -86,6 +87,10 @@ impl Refresh {
                 fresh.stale_since_unix_ms = None;
                 Some(fresh)
             }
+        };
+        let changed = Revised {
+            entry: changed,
+            ..now
         };
         match store.write_guild(view, guild, changed).await {
             Ok(()) => {
@@ -149,8 +154,13 @@ impl Refresh {
             ..entry.clone()
         };
         let Shared { view, store, .. } = &*self.shared;
-        if view.guild(entry.id.as_guild()).as_ref() == Some(entry) {
-            let written = store.write_guild(view, entry.id.as_guild(), Some(later));
+        let now = view.revised(entry.id.as_guild());
+        if now.entry.as_ref() == Some(entry) {
+            let later = Revised {
+                entry: Some(later),
+                ..now
+            };
+            let written = store.write_guild(view, entry.id.as_guild(), later);
             if let Err(error) = written.await {
                 tracing::debug!(%error, "a guild changed while Discord was asked");
             }

@@ -3,7 +3,6 @@
 //! Every write expects the revision this instance knows, so that of two instances that both believe
 //! they read a shard one finds out at its next write.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,11 +14,12 @@ use async_nats::jetstream::{Context as JetStream, stream};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use schemas::message::{KV_DELETED, KV_OPERATION};
-use schemas::{DirectoryInstance, DirectoryKey, GuildEntry, GuildId, Prefix, ShardPosition};
+use schemas::{DirectoryInstance, DirectoryKey, GuildId, Prefix, ShardPosition};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::batch::{Changes, Revised};
 use super::view::View;
 use crate::nats::Link;
 
@@ -145,16 +145,11 @@ impl Store {
     pub(crate) async fn write_guilds(
         &self,
         view: &View,
-        changes: BTreeMap<GuildId, Option<GuildEntry>>,
+        changes: Changes,
     ) -> Result<(), WriteError> {
-        // Of now: what somebody writes meanwhile must not be overwritten.
-        let changes: Vec<_> = changes
-            .into_iter()
-            .map(|(guild, entry)| (guild, entry, view.revision_of(guild)))
-            .collect();
         let writes = changes
             .into_iter()
-            .map(|(guild, entry, expected)| self.write_over(view, guild, entry, expected));
+            .map(|(guild, change)| self.write_guild(view, guild, change));
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(WRITES);
         let mut outcome = Ok(());
         while let Some(written) = writes.next().await {
@@ -163,28 +158,28 @@ impl Store {
         outcome
     }
 
-    /// Writes one guild.
+    /// Writes one guild in place of what has the revision, or removes it.
+    ///
+    /// # Errors
+    /// [`WriteError`], a conflict when somebody has written it since.
     pub(crate) async fn write_guild(
         &self,
         view: &View,
         guild: GuildId,
-        entry: Option<GuildEntry>,
-    ) -> Result<(), WriteError> {
-        let expected = view.revision_of(guild);
-        self.write_over(view, guild, entry, expected).await
-    }
-
-    /// Writes one guild in place of what has this revision.
-    async fn write_over(
-        &self,
-        view: &View,
-        guild: GuildId,
-        entry: Option<GuildEntry>,
-        expected: u64,
+        Revised {
+            entry,
+            revision: expected,
+        }: Revised,
     ) -> Result<(), WriteError> {
         let key = DirectoryKey::Guild(guild);
         if entry.is_none() && expected == 0 {
-            return Ok(());
+            // Nothing to remove, unless somebody has made it since.
+            return match view.revision_of(guild) {
+                0 => Ok(()),
+                _ => Err(WriteError::Conflict {
+                    key: key.to_string(),
+                }),
+            };
         }
         let _place = self.writes.acquire().await;
         let mut written = self.write(&key, entry.as_ref(), expected).await;
@@ -351,3 +346,7 @@ fn apply(view: &View, entry: &kv::Entry) {
         DirectoryKey::Instance(name) => view.set_instance(&name, put.then(Instant::now)),
     }
 }
+
+#[cfg(test)]
+#[path = "store/tests.rs"]
+mod tests;

@@ -12,7 +12,7 @@ use schemas::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::batch::Known;
+use super::batch::{Known, Revised};
 
 /// An entry and where it stands in the bucket.
 #[derive(Clone, Debug)]
@@ -157,11 +157,7 @@ impl View {
 
     /// Revision that the next write of the guild's entry must expect; 0 for a new one.
     pub(crate) fn revision_of(&self, guild: GuildId) -> u64 {
-        let inner = self.lock();
-        let stored = inner.guilds.get(&guild).map(|stored| stored.revision);
-        stored
-            .or(inner.removed.get(&guild).copied())
-            .unwrap_or_default()
+        self.lock().revision_of(guild)
     }
 
     /// The guild that has been stale the longest, if that was before this time, of the shards this
@@ -258,9 +254,13 @@ impl View {
 }
 
 impl Known for View {
-    fn guild(&self, guild: GuildId) -> Option<GuildEntry> {
+    fn revised(&self, guild: GuildId) -> Revised {
         let inner = self.lock();
-        inner.guilds.get(&guild).map(|stored| stored.value.clone())
+        let stored = inner.guilds.get(&guild);
+        Revised {
+            entry: stored.map(|stored| stored.value.clone()),
+            revision: inner.revision_of(guild),
+        }
     }
 
     fn of_shard(&self, shard: u32) -> Vec<GuildId> {
@@ -276,6 +276,13 @@ impl Inner {
         let known = self.guilds.get(&guild).map(|stored| stored.revision);
         let newest = known.max(self.removed.get(&guild).copied());
         newest.is_some_and(|newest| newest >= revision)
+    }
+
+    fn revision_of(&self, guild: GuildId) -> u64 {
+        let stored = self.guilds.get(&guild).map(|stored| stored.revision);
+        stored
+            .or(self.removed.get(&guild).copied())
+            .unwrap_or_default()
     }
 
     fn remember(&mut self, guild: GuildId, entry: GuildEntry, revision: u64) {

@@ -8,8 +8,11 @@ use super::*;
 struct Store(BTreeMap<GuildId, GuildEntry>);
 
 impl Known for Store {
-    fn guild(&self, guild: GuildId) -> Option<GuildEntry> {
-        self.0.get(&guild).cloned()
+    fn revised(&self, guild: GuildId) -> Revised {
+        Revised {
+            entry: self.0.get(&guild).cloned(),
+            revision: 0,
+        }
     }
 
     fn of_shard(&self, shard: u32) -> Vec<GuildId> {
@@ -31,9 +34,9 @@ impl Store {
         }
     }
 
-    fn write(&mut self, changes: BTreeMap<GuildId, Option<GuildEntry>>) {
-        for (guild, entry) in changes {
-            match entry {
+    fn write(&mut self, changes: Changes) {
+        for (guild, changed) in changes {
+            match changed.entry {
                 Some(entry) => drop(self.0.insert(guild, entry)),
                 None => drop(self.0.remove(&guild)),
             }
