@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use nats_server::{Options, SyncInterval};
-use testkit::simulator::{Config, Load};
+use serde_json::json;
+use testkit::simulator::{Action, Config, Load};
 
 use super::{OVERLOADED, expect_no_harm, four_shards, metric, ready, value};
 use crate::harness::{eventually, get};
@@ -11,7 +12,6 @@ use crate::rig::Rig;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_slow_and_stops_now_and_then_loses_nothing() {
-    const FIRST_EVENTS_PER_SHARD: u64 = 200;
     const FULL: &str = "gateway_proxy_publish_window_full_total";
     let options = Options {
         sync_interval: Some(SyncInterval::Always),
@@ -24,7 +24,7 @@ async fn a_disk_that_is_slow_and_stops_now_and_then_loses_nothing() {
         // A disk that other programs use too may stand still for so long that shards are closed.
         replay_events: 1_000_000,
         backlog_events: 1_000_000,
-        load: Load::flood(Some(FIRST_EVENTS_PER_SHARD)),
+        load: Load::flood(Some(200)),
         ..Config::default()
     };
     let mut rig = Rig::start_with(config, options).await;
@@ -40,12 +40,10 @@ async fn a_disk_that_is_slow_and_stops_now_and_then_loses_nothing() {
         let over = tokio::time::Instant::now() + stop;
         // However quick the disk is, there is something to store after each stop, and the last one
         // fills the buffer.
-        if stop < Duration::from_secs(5) {
-            rig.simulator.set_load(Load::flood(Some(100)));
-        } else {
-            rig.simulator.set_load(Load::flood(None));
+        rig.simulator.set_load(Load::flood(Some(100)));
+        if stop > Duration::from_secs(5) {
+            large_messages(&rig);
             eventually(http, "/metrics", |_, text| value(text, FULL) > 0).await;
-            rig.simulator.set_load(Load::quiet());
         }
         tokio::time::sleep_until(over).await;
         rig.nats.resume().unwrap();
@@ -118,6 +116,19 @@ async fn shards_closed_because_nothing_is_stored_resume_when_nats_is_back() {
     let report = rig.expect_clean(&[&proxy]).await;
     assert!(report.is_complete(), "{report}");
     assert_eq!(report.identifies, 4, "{report}");
+}
+
+/// More bytes than the buffer holds, in few events: each may cost the disk some milliseconds.
+fn large_messages(rig: &Rig) {
+    let content = "x".repeat(60_000);
+    for guild in rig.simulator.guild_ids() {
+        for _ in 0..3 {
+            rig.simulator.apply(Action::Dispatch {
+                t: "MESSAGE_CREATE".to_owned(),
+                d: json!({"guild_id": guild.to_string(), "content": content}),
+            });
+        }
+    }
 }
 
 /// Acknowledged events of all kinds.
