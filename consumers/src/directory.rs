@@ -11,6 +11,7 @@ mod follower;
 mod listing;
 mod metrics;
 mod options;
+mod pace;
 mod refresh;
 mod service;
 mod shares;

@@ -1,12 +1,13 @@
 //! Reads one shard's events into the bucket, as long as this instance holds the shard: entries
-//! first, the position some time after them. What an event means is decided in `batch`.
+//! first, the position some time after them. What an event means is decided in `batch`, what is done
+//! next in `pace`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::FutureExt as _;
-use futures_util::future::{Fuse, FusedFuture as _};
+use futures_util::future::Fuse;
 use schemas::{EventKind, GuildId, ShardPosition};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,16 +16,12 @@ use super::Shared;
 use super::batch::{At, Batch, Changes, Known as _};
 use super::event::{self, GuildEvent};
 use super::listing::Listing;
+use super::pace::{Beginning, Pace, beginning};
 use super::shares::is_misplaced;
 use super::source::{self, Source, Stored};
 use super::store::WriteError;
 use super::{INSTANCE_DEAD_AFTER, unix_ms};
 
-/// How often the position is written while events come: what is read again after a crash.
-const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// How often the position of a quiet shard moves with the stream, so that it does not fall out of
-/// the stream's retention: well below the shortest sensible `max_age`.
-const QUIET_POSITION_EVERY: Duration = Duration::from_secs(300);
 /// Pause before a shard that failed is tried again; doubled up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -34,11 +31,6 @@ const HELD_PAUSE: Duration = Duration::from_millis(100);
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
-/// Events read while others are being written: they are written together, each guild once. A burst in
-/// all guilds brings one kind of event after the other, so these are several of each guild of a full
-/// shard (2,500). What is kept of most is a few words, of a guild's description a kilobyte or two.
-const AHEAD_MAX: usize = 16_384;
-
 /// Why reading a shard ended.
 enum End {
     /// Told to stop; the position is written.
@@ -60,9 +52,8 @@ pub(crate) struct Follower {
 struct Held {
     position: ShardPosition,
     revision: u64,
-    /// Read and stored up to here; `position.seq` follows.
-    done: u64,
-    written_at: Instant,
+    /// How far the shard is stored; `position.seq` follows.
+    pace: Pace<Heard>,
 }
 
 /// What an event means, with its place in the stream and when it was stored there.
@@ -70,15 +61,6 @@ struct Heard {
     seq: u64,
     unix_ms: u64,
     event: GuildEvent,
-}
-
-/// What was read and not written yet.
-#[derive(Default)]
-struct Ahead {
-    events: Vec<Heard>,
-    /// How many were read, those without meaning included, and the last one's sequence.
-    count: u64,
-    last: u64,
 }
 
 impl Follower {
@@ -161,10 +143,9 @@ impl Follower {
                             "reading a shard"
                         );
                         return Ok(Some(Held {
-                            done: position.seq,
+                            pace: Pace::new(position.seq, now),
                             position,
                             revision,
-                            written_at: now,
                         }));
                     }
                     Err(WriteError::Conflict { .. }) => {}
@@ -192,30 +173,27 @@ impl Follower {
         let filters = source::filters(&shared.prefix, self.shard, shared.users.is_some());
         let mut source = Source::open(&stream, &shared.prefix, filters, from).await?;
         let began = Instant::now();
-        let mut quiet_since = began;
-        let mut ahead = Ahead::default();
         let writing = Fuse::terminated();
         tokio::pin!(writing);
         loop {
-            if writing.is_terminated() && ahead.count > 0 {
-                let read = std::mem::take(&mut ahead);
+            if let Some(read) = held.pace.next_write() {
                 let changes = self.apply(held, read.events);
                 writing.set(self.store(changes, read.count, read.last).fuse());
             }
-            let busy = !writing.is_terminated();
-            let room = ahead.events.len() < AHEAD_MAX;
+            let busy = held.pace.is_writing();
+            let room = held.pace.may_read();
             let incomplete = held.position.incomplete && !busy;
             tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => {
                     if busy && let Ok(Some(last)) = writing.as_mut().await {
-                        held.done = last;
+                        held.pace.written(last);
                     }
                     return Ok(End::Stopped);
                 }
                 written = &mut writing, if busy => {
                     match written? {
-                        Some(last) => held.done = last,
+                        Some(last) => held.pace.written(last),
                         None if self.is_ours(held).await? => {
                             return Err("a guild changed meanwhile".to_owned());
                         }
@@ -225,10 +203,8 @@ impl Follower {
                 events = source.next(), if room => {
                     let events = events?;
                     if !events.is_empty() {
-                        quiet_since = Instant::now();
-                        self.hear(&mut ahead, &events).await?;
-                    } else if !busy && quiet_since.elapsed() >= QUIET_POSITION_EVERY {
-                        quiet_since = Instant::now();
+                        self.hear(&mut held.pace, &events).await?;
+                    } else if held.pace.take_quiet(Instant::now()) {
                         self.follow_quietly(&stream, &source, held).await?;
                     }
                 }
@@ -236,39 +212,38 @@ impl Follower {
                     self.complete(held, &listing).await?;
                 }
             }
-            let due = held.written_at.elapsed() >= POSITION_EVERY;
-            if due && held.done > held.position.seq && self.write_position(held).await?.is_none() {
+            let due = held.pace.is_position_due(held.position.seq, Instant::now());
+            if due && self.write_position(held).await?.is_none() {
                 return Ok(End::Lost);
             }
         }
     }
 
     /// Takes in what events mean.
-    async fn hear(&self, ahead: &mut Ahead, events: &[Stored]) -> Result<(), String> {
-        let shared = &*self.shared;
+    async fn hear(&self, pace: &mut Pace<Heard>, events: &[Stored]) -> Result<(), String> {
+        let (shared, now) = (&*self.shared, Instant::now());
         if let Some(users) = &shared.users {
             users.see(events).await?;
         }
         for stored in events {
-            (ahead.count, ahead.last) = (ahead.count + 1, stored.seq);
             let read = match event::read(&stored.event, stored.guild, &stored.frame) {
-                Ok(Some(read)) => read,
-                Ok(None) => continue,
+                Ok(read) => read,
                 Err(error) => {
                     shared.metrics.unreadable.inc();
                     tracing::warn!(shard = self.shard, seq = stored.seq, %error, "event skipped");
-                    continue;
+                    None
                 }
             };
-            if let GuildEvent::Unreadable { guild } = read {
+            if let Some(GuildEvent::Unreadable { guild }) = read {
                 shared.metrics.unreadable.inc();
                 tracing::warn!(%guild, event = stored.event, "the guild's event cannot be read");
             }
-            ahead.events.push(Heard {
+            let heard = read.map(|event| Heard {
                 seq: stored.seq,
                 unix_ms: stored.unix_ms,
-                event: read,
+                event,
             });
+            pace.hear(stored.seq, heard, now);
         }
         Ok(())
     }
@@ -291,10 +266,13 @@ impl Follower {
         let index = self.shard % self.shared.event_streams;
         let created_ms = info.created.unix_timestamp_nanos() / 1_000_000;
         let id = format!("{index}-{created_ms}");
-        let same = held.position.stream == id;
-        let next = if same { held.position.seq + 1 } else { 1 };
-        let known_before = !held.position.stream.is_empty();
-        if known_before && (!same || info.state.first_sequence > next) {
+        let Beginning {
+            next,
+            other_stream,
+            anew,
+            lost,
+        } = beginning(&held.position, &id, info.state.first_sequence);
+        if lost {
             tracing::warn!(
                 shard = self.shard,
                 position = held.position.seq,
@@ -303,15 +281,14 @@ impl Follower {
             );
             self.mark_stale().await?;
         }
-        let begins = !known_before || !same || info.state.first_sequence > next;
         held.position.stream = id;
-        if begins {
+        if anew {
             // Without a READY ahead nobody lists guilds that stay quiet.
             held.position.incomplete = !self.is_ready_ahead(stream, next).await?;
         }
-        if !same {
+        if other_stream {
             held.position.seq = 0;
-            held.done = 0;
+            held.pace = Pace::new(0, Instant::now());
         }
         Ok(next)
     }
@@ -359,7 +336,7 @@ impl Follower {
         let Some(count) = self.count() else {
             return Ok(());
         };
-        let place = (&*held.position.stream, held.done);
+        let place = (&*held.position.stream, held.pace.done());
         let known = |guild| view.revised(guild);
         let missing = listing.missing(self.shard, count, known, place, *refresh_after);
         let guilds = missing.len();
@@ -469,15 +446,14 @@ impl Follower {
             Err(_) => return Err("no answer".to_owned()),
         };
         if source.is_at_end().await? {
-            held.done = held.done.max(info.state.last_sequence);
+            held.pace.passed(info.state.last_sequence);
         }
         Ok(())
     }
 
     /// Writes the position; `None` when it is not ours any more.
     async fn write_position(&self, held: &mut Held) -> Result<Option<()>, String> {
-        held.position.seq = held.done;
-        held.written_at = Instant::now();
+        held.position.seq = held.pace.position(Instant::now());
         let store = &self.shared.store;
         match store
             .write_position(self.shard, &held.position, held.revision)

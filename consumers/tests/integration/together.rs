@@ -3,7 +3,6 @@
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use consumers::{Context, Events, HandlerError, Start};
 use tokio::sync::watch;
