@@ -59,6 +59,7 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     let desks = Desks::new(&started);
     let shared = Arc::new(shared(&started, &desks, ownership, fatal)?);
     spawn_background(&started, &shared, &publishers, &background);
+    let commands = Arc::clone(&shared.commands);
     let holder = holder(&started, shared, publishers, streams, &background);
     let mut member = Membership::begin(&started, &holder, desks, &background)?;
 
@@ -89,6 +90,7 @@ pub(crate) async fn run(mut started: Started) -> Result<(), Fatal> {
     let rest = until.saturating_duration_since(Instant::now());
     holder.release_all(rest.max(LAST_GRACE)).await;
     member.leave().await;
+    commands.flushed(LAST_GRACE).await;
     started.shutdown.advance(Phase::Releasing);
     background.cancel();
     stop_publishing.cancel();
@@ -157,7 +159,9 @@ fn spawn_background(
 ) {
     let gateway = Arc::clone(&shared.gateway);
     spawn_until(stop, gateway.run(started.api.clone()));
-    spawn_until(stop, Arc::clone(&shared.commands).run());
+    let commands = Arc::clone(&shared.commands);
+    let name = format!("gateway-proxy {} commands", started.config.proxy_id());
+    spawn_until(stop, commands.run(started.nats_settings.clone(), name));
     let (process, metrics) = (started.process.clone(), started.metrics.clone());
     spawn_until(stop, observe(process, metrics, publishers.to_vec()));
     let progress = progress::run(Arc::clone(&started.process), started.config.log_format());
@@ -286,11 +290,7 @@ fn shared(
         identifies: Arc::clone(&desks.identifies),
         silent_after: config.silent_after(),
         process: Arc::clone(&started.process),
-        commands: Commands::new(
-            started.nats.client.clone(),
-            config.prefix().clone(),
-            started.metrics.clone(),
-        ),
+        commands: Commands::new(config.prefix().clone(), started.metrics.clone()),
         ownership,
         metrics: started.metrics.clone(),
         proxy: config.proxy_id().clone(),

@@ -3,309 +3,374 @@
 //!
 //! What may be sent and when is decided by `core::commands` and the session's budget. A proxy says
 //! nothing about guilds whose shard it does not hold: another proxy answers.
+//!
+//! All shards share one connection to NATS with one subscription each, so that a shard nobody asks
+//! anything of costs some tens of bytes. Without that connection, be it lost or refused at the start,
+//! events flow and `/ready` is not concerned: it is logged and tried again, and whoever asks hears from
+//! NATS that nobody listens.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+mod inbox;
+mod link;
+mod outage;
+mod port;
+mod table;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, Message, Subscriber};
-use futures_util::StreamExt;
-use gateway_proxy_core::commands::{CommandQueue, Equal, Placed, Refusal};
-use gateway_proxy_core::session::{Phase, Session};
-use schemas::{CommandOp, CommandReply, GatewayCommand, Prefix, ShardId, Subject};
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use schemas::control::CommandError;
+use schemas::{CommandOp, CommandReply, Prefix, ShardId, Subject};
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
 
+use self::inbox::{Inbox, Refused, Request};
+use self::link::{Answer, End, Incoming, Link, WRITE_BURST};
+use self::outage::{Beat, Outage, ServerError};
+use self::table::{GUILDS_SID, Table};
+use crate::config::NatsSettings;
 use crate::metrics::{CommandOutcome, Metrics};
+use crate::wire::Message;
+use crate::wire::connection::{self, AtEnd, Purpose, Rotation};
 
-/// Requests on their way to one shard's task; more are refused at once.
-const REQUESTS_MAX: usize = 64;
-/// What a shard without a connection tells when to ask again: about a reconnect.
-const NOT_READY_RETRY_MS: u64 = 1000;
-/// What a full way in tells when to ask again.
-const FULL_RETRY_MS: u64 = 1000;
-/// Pause before a subscription that could not be made is tried again.
-const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) use self::port::Port;
 
-/// One request with the inbox of its asker. Boxed in channels, which hold room for 32 from the start:
-/// most shards never get one.
-#[derive(Debug)]
-struct Request {
-    message: Message,
-}
+/// What a shard without a connection, or one with a full way in, tells when to ask again: about a
+/// reconnect.
+const RETRY_MS: u64 = 1000;
+/// The answer to requests that came for a shard that is not held any more.
+const LET_GO: &str = "the shard is being let go";
+/// With so many bytes of answers waiting no more requests are read: the server does not take them.
+const ANSWERS_HIGH: usize = 1 << 20;
+/// Answers beyond these bytes are dropped: requests that were read before, while NATS is away. Whoever
+/// asked so long ago has given up.
+const ANSWERS_MAX: usize = 2 * ANSWERS_HIGH;
 
 /// The commands of all shards of this process.
 #[derive(Debug)]
 pub(crate) struct Commands {
-    client: Client,
     prefix: Prefix,
     metrics: Metrics,
-    ports: Mutex<BTreeMap<ShardId, mpsc::Sender<Box<Request>>>>,
+    state: Mutex<State>,
+    // Wakes the connection: there is something to write.
+    work: Notify,
+    // Wakes whoever waits for everything to be written.
+    written: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: Table<Arc<Inbox>>,
+    answers: VecDeque<Answer>,
+    answers_bytes: usize,
+    // The connection has bytes that are not written.
+    writing: bool,
+    linked: bool,
+}
+
+impl State {
+    fn link(&mut self) {
+        self.table.subscribe_all();
+        self.linked = true;
+    }
+
+    /// The connection is gone; these answers may not have gone out. To give one twice does no harm.
+    fn unlink(&mut self, unsent: Vec<Answer>) {
+        self.table.unlink();
+        self.linked = false;
+        self.writing = false;
+        for answer in unsent.into_iter().rev() {
+            self.answers_bytes += answer.len();
+            self.answers.push_front(answer);
+        }
+    }
+
+    fn push_answer(&mut self, answer: Answer) {
+        if self.answers_bytes + answer.len() > ANSWERS_MAX {
+            debug!("a command's reply is dropped: NATS does not take them");
+            return;
+        }
+        self.answers_bytes += answer.len();
+        self.answers.push_back(answer);
+    }
+
+    fn pop_answer(&mut self) -> Option<Answer> {
+        let answer = self.answers.pop_front()?;
+        self.answers_bytes -= answer.len();
+        if self.answers.is_empty() {
+            self.answers = VecDeque::new();
+        }
+        Some(answer)
+    }
+
+    fn is_written(&self) -> bool {
+        !self.writing && self.answers.is_empty() && self.table.is_told()
+    }
 }
 
 impl Commands {
-    pub(crate) fn new(client: Client, prefix: Prefix, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(prefix: Prefix, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
-            client,
             prefix,
             metrics,
-            ports: Mutex::default(),
+            state: Mutex::default(),
+            work: Notify::new(),
+            written: Notify::new(),
         })
     }
 
-    /// Opens a shard's way in; it closes when the port is dropped.
+    /// Opens a shard's way in; it closes when the port is dropped. Of two ports of one shard the later
+    /// gets the requests.
     pub(crate) fn open(self: &Arc<Self>, shard: ShardId) -> Port {
-        let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
-        self.ports().insert(shard, requests.clone());
-        let (hub, way_in) = (Arc::clone(self), requests.clone());
-        let listening = async move {
-            let subject = Subject::ShardCommands { shard: shard.id() }.with_prefix(&hub.prefix);
-            let mut messages = hub.subscribe(subject).await;
-            while let Some(message) = messages.next().await {
-                hub.hand_over(&way_in, message).await;
-            }
-        };
-        Port {
-            hub: Arc::clone(self),
-            shard,
-            inbox,
-            requests,
-            queue: CommandQueue::new(shard),
-            askers: HashMap::new(),
-            last_ticket: 0,
-            sending: None,
-            _listening: AbortOnDropHandle::new(tokio::spawn(listening)),
-        }
+        let inbox = Arc::new(Inbox::default());
+        self.state().table.open(shard, Arc::clone(&inbox));
+        self.work.notify_one();
+        Port::new(Arc::clone(self), shard, inbox)
     }
 
-    /// Listens for commands by guild, for ever.
-    pub(crate) async fn run(self: Arc<Self>) {
-        let mut messages = self.subscribe(self.prefix.all_guild_commands()).await;
-        while let Some(message) = messages.next().await {
-            let subject = Subject::parse(&self.prefix, &message.subject);
-            let Ok(Subject::GuildCommands { guild }) = subject else {
-                continue;
-            };
-            let held = self.ports().iter().find_map(|(shard, port)| {
-                (guild.shard(shard.count()) == shard.id()).then(|| port.clone())
-            });
-            // Silence: the proxy that holds the guild's shard answers.
-            let Some(port) = held else { continue };
-            self.hand_over(&port, message).await;
-        }
+    fn close(&self, shard: ShardId, inbox: &Arc<Inbox>) {
+        let mut state = self.state();
+        state.table.close(shard, |own| Arc::ptr_eq(own, inbox));
+        drop(state);
+        self.work.notify_one();
     }
 
-    async fn subscribe(&self, subject: String) -> Subscriber {
+    /// Keeps a connection of this name to NATS, for ever.
+    pub(crate) async fn run(self: Arc<Self>, settings: NatsSettings, name: String) {
+        let (mut rotation, mut outage) = (Rotation::default(), Outage::default());
         loop {
-            match self.client.subscribe(subject.clone()).await {
-                Ok(subscriber) => return subscriber,
-                Err(error) => {
-                    warn!(subject, %error, "cannot listen for commands, trying again");
-                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+            let server = rotation.next(settings.servers());
+            let purpose = Purpose {
+                name: &name,
+                first: "",
+                at_end: AtEnd::Finish,
+            };
+            let reason = match connection::connect(&settings, &server, purpose).await {
+                Ok(connection) => {
+                    rotation.learn(&connection.info, server.tls);
+                    if outage.connected(Instant::now()) {
+                        info!(server = %server.url(), "commands are received again");
+                    }
+                    let alone = settings.servers().len() == 1;
+                    let link = Link::new(connection, Instant::now());
+                    self.serve(link, alone).await.to_string()
                 }
+                Err(error) => error.to_string(),
+            };
+            let lost = outage.lost(fastrand::f64(), Instant::now());
+            if lost.tell {
+                warn!(reason, "commands are not received, connecting again");
+            } else {
+                debug!(reason, again_in = ?lost.pause, "commands are still not received");
             }
+            tokio::time::sleep(lost.pause).await;
         }
     }
 
-    async fn hand_over(&self, port: &mpsc::Sender<Box<Request>>, message: Message) {
-        let Err(error) = port.try_send(Box::new(Request { message })) else {
-            return;
+    /// Waits until every answer and every end of a subscription is with the kernel. Gives up when the
+    /// time is up, and at once without a connection.
+    pub(crate) async fn flushed(&self, patience: Duration) {
+        let wait = async {
+            loop {
+                let woken = self.written.notified();
+                tokio::pin!(woken);
+                woken.as_mut().enable();
+                let state = self.state();
+                if !state.linked || state.is_written() {
+                    return;
+                }
+                drop(state);
+                woken.await;
+            }
         };
-        let (request, why) = match error {
-            mpsc::error::TrySendError::Full(request) => (request, "too many commands at once"),
-            mpsc::error::TrySendError::Closed(request) => (request, "the shard is being let go"),
-        };
-        let op = op_of(&request);
-        self.metrics.commands.add(op, CommandOutcome::Rejected, 1);
-        let reply = CommandReply::rejected(why, Some(FULL_RETRY_MS));
-        self.reply(&request, &reply).await;
-    }
-
-    async fn reply(&self, request: &Request, reply: &CommandReply) {
-        let Some(inbox) = request.message.reply.clone() else {
-            return;
-        };
-        let text = serde_json::to_vec(reply).expect("a reply is three plain fields");
-        // Only queues it: the connection sends in its own time.
-        if let Err(error) = self.client.publish(inbox, text.into()).await {
-            debug!(%error, "a command's reply was not sent");
+        if tokio::time::timeout(patience, wait).await.is_err() {
+            debug!("the last answers to commands were not sent");
         }
     }
 
-    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<ShardId, mpsc::Sender<Box<Request>>>> {
-        // Every change is one insert or remove.
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A shard's side of its commands.
-#[derive(Debug)]
-pub(crate) struct Port {
-    hub: Arc<Commands>,
-    shard: ShardId,
-    inbox: mpsc::Receiver<Box<Request>>,
-    // What the hub has, to tell this port from a later one of the same shard.
-    requests: mpsc::Sender<Box<Request>>,
-    queue: CommandQueue,
-    // Who waits to hear what became of a command; empty between two wakes.
-    askers: HashMap<u64, Box<Request>>,
-    last_ticket: u64,
-    // The command that `next` yielded last.
-    sending: Option<CommandOp>,
-    _listening: AbortOnDropHandle<()>,
-}
-
-impl Port {
-    /// Waits until there is something to do for [`Port::next`]. `ready`: commands can be sent.
-    pub(crate) async fn due(&mut self, ready: bool) {
-        let timer = ready.then(|| self.queue.poll_timeout(Instant::now()));
-        let timer = async {
-            match timer.flatten() {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
+    /// Runs one connection to its end and says why it ended. `alone`: there is no other server.
+    async fn serve(&self, mut link: Link, alone: bool) -> End {
+        self.state().link();
+        let end = match self.take(&mut link, alone) {
+            Err(end) => end,
+            Ok(()) => loop {
+                if let Err(end) = self.turn(&mut link, alone).await {
+                    break end;
+                }
+            },
         };
+        self.state().unlink(link.output.into_answers());
+        self.written.notify_waiters();
+        end
+    }
+
+    /// Waits for one cause and handles it.
+    async fn turn(&self, link: &mut Link, alone: bool) -> Result<(), End> {
+        let reads = self.fill(link);
+        let deadline = tokio::time::sleep_until(link.poll_timeout().into());
         tokio::select! {
-            request = self.inbox.recv() => match request {
-                Some(request) => {
-                    self.last_ticket += 1;
-                    self.askers.insert(self.last_ticket, request);
+            // 1: what is prepared goes out; a flood of requests would keep it back.
+            biased;
+            written = link.output.write(&mut link.writer), if link.output.is_pending() => written,
+            // 2: requests.
+            read = link.feed.read(&mut link.reader), if reads => match read? {
+                0 => Err(End::Closed),
+                _ => {
+                    link.pulse.heard(Instant::now());
+                    self.take(link, alone)
                 }
-                // This port holds a sender itself.
-                None => std::future::pending().await,
             },
-            () = timer => {}
+            // 3: more to write; taken at the start of the next turn.
+            () = self.work.notified() => Ok(()),
+            // 4: silence.
+            () = deadline => self.handle_timeout(link),
         }
     }
 
-    /// Takes what came in, and yields the next payload to send with its ticket; then tell
-    /// [`Port::sent`]. `None`: nothing more for now, and everybody has an answer.
-    pub(crate) async fn next(&mut self, session: &mut Session) -> Option<(u64, String)> {
-        let now = Instant::now();
-        let ready = session.phase() == Phase::Ready;
-        if !ready {
-            self.queue.handle_disconnected();
-        }
-        let mut new: Vec<u64> = self.askers.keys().copied().collect();
-        new.sort_unstable();
-        for ticket in new {
-            if self.queue.wait_of(ticket, now).is_none() {
-                self.submit(ticket, ready, now).await;
-            }
-        }
-        if ready
-            && let Some((ticket, command)) = self.queue.poll(now, || session.reserve_command(now))
+    /// Prepares what is to be written, up to one burst. False: the server does not take the answers, so
+    /// that no more are to be made.
+    fn fill(&self, link: &mut Link) -> bool {
+        let mut state = self.state();
+        let output = &mut link.output;
+        state
+            .table
+            .push_changes(&self.prefix, &mut output.bytes, WRITE_BURST);
+        while output.bytes.len() < WRITE_BURST
+            && let Some(answer) = state.pop_answer()
         {
-            let payload = command.payload().map(String::from_utf8);
-            self.sending = Some(command.op);
-            // Parsed from no more than this, and written by the same rules.
-            if let Ok(Ok(payload)) = payload {
-                return Some((ticket, payload));
-            }
-            let reply = CommandReply::rejected("the payload is above Discord's limit", None);
-            self.count(self.sending, CommandOutcome::Rejected);
-            self.answer(ticket, &reply).await;
+            output.push_answer(answer);
         }
-        while let Some((op, count)) = self.queue.poll_dropped() {
-            let counts = &self.hub.metrics.commands;
-            counts.add(Some(op), CommandOutcome::Dropped, count);
+        state.writing = output.is_pending();
+        let (reads, is_written) = (state.answers_bytes < ANSWERS_HIGH, state.is_written());
+        drop(state);
+        if is_written {
+            self.written.notify_waiters();
         }
-        for ticket in self.askers.keys().copied().collect::<Vec<_>>() {
-            let wait = self.queue.wait_of(ticket, now).unwrap_or_default();
-            self.count(
-                self.askers.get(&ticket).and_then(|asker| op_of(asker)),
-                CommandOutcome::Queued,
-            );
-            self.answer(ticket, &CommandReply::queued(millis(wait)))
-                .await;
-        }
-        None
+        reads
     }
 
-    /// What became of the payload that [`Port::next`] yielded.
-    pub(crate) async fn sent(&mut self, ticket: u64, delivered: bool) {
-        let (outcome, reply) = if delivered {
-            (CommandOutcome::Sent, CommandReply::sent())
-        } else {
-            let why = "the connection broke while the command was sent";
-            let reply = CommandReply::rejected(why, Some(NOT_READY_RETRY_MS));
-            (CommandOutcome::Rejected, reply)
-        };
-        self.count(self.sending, outcome);
-        self.answer(ticket, &reply).await;
+    fn handle_timeout(&self, link: &mut Link) -> Result<(), End> {
+        let now = Instant::now();
+        if link.refusals.handle_timeout(now) {
+            self.state().table.subscribe_all();
+        }
+        match link.pulse.handle_timeout(now) {
+            Beat::Wait => {}
+            Beat::Ping => link.output.bytes.extend_from_slice(b"PING\r\n"),
+            Beat::Dead => return Err(End::Silent),
+        }
+        Ok(())
     }
 
-    async fn submit(&mut self, ticket: u64, ready: bool, now: Instant) {
-        let Some(request) = self.askers.get(&ticket) else {
+    /// Handles what has been read.
+    fn take(&self, link: &mut Link, alone: bool) -> Result<(), End> {
+        let Link {
+            feed,
+            output,
+            refusals,
+            ..
+        } = link;
+        let mut end = None;
+        feed.take(|incoming| match incoming {
+            Incoming::Request(message) => self.handle_request(message),
+            Incoming::TooLarge { message, bytes } => self.handle_too_large(message, bytes),
+            Incoming::Ping => output.bytes.extend_from_slice(b"PONG\r\n"),
+            Incoming::LameDuck if alone => {}
+            Incoming::LameDuck => end = Some(End::LameDuck),
+            Incoming::Error(text) => match outage::read_error(text) {
+                ServerError::Subscription(subject) if refusals.refused(Instant::now()) => {
+                    warn!(
+                        subject,
+                        "NATS does not let commands be received, trying again"
+                    );
+                }
+                ServerError::Subscription(subject) => debug!(subject, "nor these commands"),
+                ServerError::Publish if refusals.answer_refused() => {
+                    warn!(reason = text, "NATS does not let a command be answered");
+                }
+                ServerError::Publish => debug!(reason = text, "nor this answer"),
+                ServerError::Fatal => end = Some(End::Server(text.to_owned())),
+            },
+        })?;
+        end.map_or(Ok(()), Err)
+    }
+
+    fn handle_request(&self, message: Message<'_>) {
+        let Some(inbox) = self.inbox_of(message) else {
             return;
         };
-        let command = GatewayCommand::parse(&request.message.payload);
-        let op = command.as_ref().ok().map(|command| command.op);
-        let (outcome, reply) = match command {
-            Err(error) => (
-                CommandOutcome::Rejected,
-                CommandReply::rejected(error, None),
-            ),
-            Ok(_) if !ready => (
-                CommandOutcome::Rejected,
-                CommandReply::rejected("the shard is not connected", Some(NOT_READY_RETRY_MS)),
-            ),
-            Ok(command) => match self.queue.submit(ticket, command, now) {
-                Ok(Placed::Waiting) => return,
-                Ok(Placed::Merged { nonce, with }) => {
-                    (CommandOutcome::Merged, self.merged(nonce, with, now))
-                }
-                Err(refusal) => {
-                    let retry = (refusal == Refusal::Full).then_some(FULL_RETRY_MS);
-                    (
-                        CommandOutcome::Rejected,
-                        CommandReply::rejected(refusal, retry),
-                    )
-                }
-            },
+        let request = Request {
+            payload: message.payload.into(),
+            reply: message.reply.map(Into::into),
         };
-        self.count(op, outcome);
-        self.answer(ticket, &reply).await;
-    }
-
-    fn merged(&self, nonce: Option<String>, with: Equal, now: Instant) -> CommandReply {
-        match with {
-            Equal::Sent(ago) => CommandReply::joined_sent(nonce, millis(ago)),
-            Equal::Waiting(other) => {
-                let wait = self.queue.wait_of(other, now).unwrap_or_default();
-                CommandReply::joined_queued(nonce, millis(wait))
-            }
+        let pushed = match inbox {
+            Some(inbox) => inbox.push(request),
+            None => Err((request, Refused::Closed)),
+        };
+        match pushed {
+            Ok(()) => {}
+            Err((request, Refused::Full)) => self.reject(&request, "too many commands at once"),
+            Err((request, Refused::Closed)) => self.reject(&request, LET_GO),
         }
     }
 
-    fn count(&self, op: Option<CommandOp>, outcome: CommandOutcome) {
-        self.hub.metrics.commands.add(op, outcome, 1);
-    }
-
-    async fn answer(&mut self, ticket: u64, reply: &CommandReply) {
-        if let Some(request) = self.askers.remove(&ticket) {
-            self.hub.reply(&request, reply).await;
+    fn handle_too_large(&self, message: Message<'_>, bytes: usize) {
+        if self.inbox_of(message).is_none() {
+            return;
         }
+        self.count(None, CommandOutcome::Rejected, 1);
+        let reply = CommandReply::rejected(CommandError::TooLarge { bytes }, None);
+        self.reply_to(message.reply, &reply);
     }
-}
 
-impl Drop for Port {
-    fn drop(&mut self) {
-        let mut ports = self.hub.ports();
-        let own = ports.get(&self.shard);
-        if own.is_some_and(|port| port.same_channel(&self.requests)) {
-            ports.remove(&self.shard);
+    /// Whose a request is. `Some(None)`: ours to answer, but the shard's port has just closed; `None`:
+    /// another proxy's.
+    #[expect(
+        clippy::option_option,
+        reason = "not ours and just not ours any more are answered differently"
+    )]
+    fn inbox_of(&self, message: Message<'_>) -> Option<Option<Arc<Inbox>>> {
+        let state = self.state();
+        if message.sid != GUILDS_SID {
+            return Some(state.table.of_sid(message.sid).map(Arc::clone));
         }
+        let subject = Subject::parse(&self.prefix, message.subject);
+        let Ok(Subject::GuildCommands { guild }) = subject else {
+            return None;
+        };
+        state
+            .table
+            .of_guild(guild)
+            .map(|inbox| Some(Arc::clone(inbox)))
+    }
+
+    fn reject(&self, request: &Request, why: &str) {
+        self.count(port::op_of(request), CommandOutcome::Rejected, 1);
+        self.reply(request, &CommandReply::rejected(why, Some(RETRY_MS)));
+    }
+
+    fn reply(&self, request: &Request, reply: &CommandReply) {
+        self.reply_to(request.reply.as_deref(), reply);
+    }
+
+    /// Only queues it: the connection sends in its own time.
+    fn reply_to(&self, inbox: Option<&str>, reply: &CommandReply) {
+        let Some(inbox) = inbox else { return };
+        let text = serde_json::to_string(reply).expect("a reply is three plain fields");
+        let answer = format!("PUB {inbox} {}\r\n{text}\r\n", text.len());
+        self.state().push_answer(answer.into_bytes().into());
+        self.work.notify_one();
+    }
+
+    fn count(&self, op: Option<CommandOp>, outcome: CommandOutcome, count: u64) {
+        self.metrics.commands.add(op, outcome, count);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is complete in itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a request asks for; `None` where it is no command.
-fn op_of(request: &Request) -> Option<CommandOp> {
-    let command = GatewayCommand::parse(&request.message.payload);
-    command.ok().map(|command| command.op)
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,6 @@
 //! JetStream has it, so the bytes kept are bounded: at the bound [`Publisher::has_room`] is false,
 //! shards stop reading their sockets, and [`Publisher::room`] gives them turns.
 
-mod connection;
 mod inbox;
 mod lane;
 mod outbound;

@@ -596,11 +596,9 @@ impl ShardTask {
     }
 
     async fn send_commands(&mut self, link: &mut Link) {
-        while let Some((ticket, payload)) = self.commands.next(&mut self.session).await {
+        while let Some((ticket, payload)) = self.commands.next(&mut self.session) {
             self.send(payload, link).await;
-            self.commands
-                .sent(ticket, matches!(link, Link::Up(_)))
-                .await;
+            self.commands.sent(ticket, matches!(link, Link::Up(_)));
         }
     }
 

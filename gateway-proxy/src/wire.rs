@@ -1,16 +1,20 @@
-//! The NATS client protocol, as much of it as a publisher needs: reads INFO, PING, MSG, HMSG, -ERR;
-//! writes CONNECT, SUB, PONG, HPUB. Bytes to values and back, no I/O.
+//! The NATS client protocol, as much of it as the publisher and the commands need: reads INFO, PING,
+//! MSG, HMSG, -ERR; writes CONNECT, SUB, PONG, HPUB. Bytes to values and back; only `connection` does
+//! I/O.
 //!
 //! async-nats carries everything else. The publisher has its own connection because a client that
 //! queues while disconnected sends old messages ahead of the ones published again, which inverts
 //! their order, and because writing HPUB from prepared bytes costs half of what a header map does.
+//! The commands have theirs because a subscription of async-nats keeps 9 KiB, and each shard has one.
+
+pub(crate) mod connection;
 
 use serde::{Deserialize, Serialize};
 
 /// Longest control line accepted. INFO with many `connect_urls` is the longest; the server's own
 /// limit for clients is 4 KiB, its INFO may be longer.
 const LINE_MAX: usize = 64 * 1024;
-/// Largest message accepted from the server: only acknowledgements and advisories come here.
+/// Largest message accepted from the server by [`parse`]: acknowledgements and advisories.
 const MESSAGE_MAX: usize = 1024 * 1024;
 
 /// What the server says about itself.
@@ -82,14 +86,30 @@ pub(crate) enum ServerOp<'a> {
     /// -ERR with the server's words.
     Err(&'a str),
     /// A message of a subscription.
-    Message {
-        /// Where it was sent to.
-        subject: &'a str,
-        /// `503` and the like, from a header-only status message.
-        status: Option<u16>,
-        /// Payload.
-        payload: &'a [u8],
+    Message(Message<'a>),
+    /// A message larger than the caller of [`parse_up_to`] wants: `bytes` and a line end follow, which
+    /// the caller skips.
+    Oversized {
+        /// Whose, with an empty payload.
+        message: Message<'a>,
+        /// Headers and payload together.
+        bytes: usize,
     },
+}
+
+/// A message of a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Message<'a> {
+    /// Where it was sent to.
+    pub(crate) subject: &'a str,
+    /// The subscription's number, as SUB gave it.
+    pub(crate) sid: u64,
+    /// Where its sender waits for an answer.
+    pub(crate) reply: Option<&'a str>,
+    /// `503` and the like, from a header-only status message.
+    pub(crate) status: Option<u16>,
+    /// Payload.
+    pub(crate) payload: &'a [u8],
 }
 
 /// Bytes that are not the NATS protocol.
@@ -109,6 +129,18 @@ pub(crate) enum WireError {
 /// Reads the first operation of `input`. `Ok(None)`: more bytes are needed. The number is how many
 /// bytes it took.
 pub(crate) fn parse(input: &[u8]) -> Result<Option<(ServerOp<'_>, usize)>, WireError> {
+    match parse_up_to(input, MESSAGE_MAX)? {
+        Some((ServerOp::Oversized { bytes, .. }, _)) => Err(WireError::MessageTooLarge(bytes)),
+        other => Ok(other),
+    }
+}
+
+/// The same for connections on which anybody may send: messages of more than `max` bytes are no error
+/// but [`ServerOp::Oversized`].
+pub(crate) fn parse_up_to(
+    input: &[u8],
+    max: usize,
+) -> Result<Option<(ServerOp<'_>, usize)>, WireError> {
     let Some(end) = input
         .iter()
         .take(LINE_MAX + 1)
@@ -131,9 +163,9 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<(ServerOp<'_>, usize)>, WireE
     // Servers write capitals, clients must take either.
     let is = |name: &str| verb.eq_ignore_ascii_case(name);
     let op = if is("MSG") {
-        return message(rest, false, input, after_line, malformed);
+        return message(rest, false, (input, after_line), max, malformed);
     } else if is("HMSG") {
-        return message(rest, true, input, after_line, malformed);
+        return message(rest, true, (input, after_line), max, malformed);
     } else if is("PING") {
         ServerOp::Ping
     } else if is("PONG") {
@@ -155,8 +187,8 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<(ServerOp<'_>, usize)>, WireE
 fn message<'a>(
     arguments: &'a str,
     with_headers: bool,
-    input: &'a [u8],
-    start: usize,
+    (input, start): (&'a [u8], usize),
+    max: usize,
     malformed: impl Fn() -> WireError,
 ) -> Result<Option<(ServerOp<'a>, usize)>, WireError> {
     let mut words = arguments.split_ascii_whitespace();
@@ -174,11 +206,23 @@ fn message<'a>(
     } else {
         0
     };
-    if words.next().is_none() || header > total {
+    let sid = words
+        .next()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(&malformed)?;
+    if header > total {
         return Err(malformed());
     }
-    if total > MESSAGE_MAX {
-        return Err(WireError::MessageTooLarge(total));
+    let mut message = Message {
+        subject,
+        sid,
+        reply: words.next(),
+        status: None,
+        payload: &[],
+    };
+    if total > max {
+        let bytes = total;
+        return Ok(Some((ServerOp::Oversized { message, bytes }, start)));
     }
     let end = start + total;
     if input.len() < end + 2 {
@@ -187,16 +231,9 @@ fn message<'a>(
     if &input[end..end + 2] != b"\r\n" {
         return Err(malformed());
     }
-    let status = status(&input[start..start + header]);
-    let payload = &input[start + header..end];
-    Ok(Some((
-        ServerOp::Message {
-            subject,
-            status,
-            payload,
-        },
-        end + 2,
-    )))
+    message.status = status(&input[start..start + header]);
+    message.payload = &input[start + header..end];
+    Ok(Some((ServerOp::Message(message), end + 2)))
 }
 
 /// `NATS/1.0 503` → 503.
@@ -244,11 +281,13 @@ mod tests {
         let subject = "_INBOX.a.500.fail.7.2.$FI";
         assert_eq!(
             op,
-            ServerOp::Message {
+            ServerOp::Message(Message {
                 subject,
+                sid: 1,
+                reply: None,
                 status: None,
                 payload: b"hello"
-            }
+            })
         );
         assert_eq!(parse(&bytes[used..]), Ok(Some((ServerOp::Ping, 6))));
     }
@@ -259,13 +298,42 @@ mod tests {
         let (op, used) = parse(bytes).unwrap().unwrap();
         assert_eq!(
             op,
-            ServerOp::Message {
+            ServerOp::Message(Message {
                 subject: "inbox",
+                sid: 1,
+                reply: None,
                 status: Some(503),
                 payload: b""
-            }
+            })
         );
         assert_eq!(used, bytes.len());
+    }
+
+    #[test]
+    fn a_request_says_whose_it_is_and_where_its_answer_goes() {
+        let message = |bytes: &'static [u8]| match parse(bytes) {
+            Ok(Some((ServerOp::Message(message), used))) if used == bytes.len() => message,
+            other => panic!("{other:?}"),
+        };
+        let plain = message(b"MSG a.7 8 _INBOX.x 2\r\n{}\r\n");
+        let headed = message(b"HMSG a.7 8 _INBOX.x 18 20\r\nNATS/1.0\r\nA: b\r\n\r\n{}\r\n");
+        for message in [plain, headed] {
+            assert_eq!((message.sid, message.reply), (8, Some("_INBOX.x")));
+            assert_eq!((message.payload, message.status), (&b"{}"[..], None));
+        }
+        assert!(parse(b"MSG a notanumber 2\r\n{}\r\n").is_err());
+    }
+
+    #[test]
+    fn a_message_larger_than_wanted_is_announced_before_it_is_there() {
+        let line = b"MSG a 3 r 4000000\r\n";
+        let (op, used) = parse_up_to(line, 100).unwrap().unwrap();
+        let ServerOp::Oversized { message, bytes } = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!((message.sid, message.reply), (3, Some("r")));
+        assert_eq!((bytes, used), (4_000_000, line.len()));
+        assert_eq!(parse(line), Err(WireError::MessageTooLarge(4_000_000)));
     }
 
     #[test]

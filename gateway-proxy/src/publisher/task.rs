@@ -12,16 +12,16 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::connection::{self, Connection};
-use super::inbox::About;
+use super::inbox::{About, Inbox};
 use super::reconcile::Fate;
 use super::{Outbound, Publisher, Reconcile};
-use crate::config::{NatsServer, NatsSettings};
+use crate::config::NatsSettings;
 use crate::fence::Fence;
 use crate::metrics::MalformedKind;
 use crate::ownership::STOOD_STILL;
 use crate::status::unix_ms;
-use crate::wire::{self, ServerOp};
+use crate::wire::connection::{self, AtEnd, ConnectError, Connection, Purpose, Rotation};
+use crate::wire::{self, Message, ServerOp};
 
 /// Bytes encoded before they are written: large enough that a flood is few system calls, small
 /// enough that answers are read in between.
@@ -58,8 +58,7 @@ pub(crate) async fn run(
         reconcile,
         ingest,
         taken: Vec::new(),
-        next_server: 0,
-        others: Vec::new(),
+        rotation: Rotation::default(),
         quiet: false,
         logged: None,
         oldest_written: None,
@@ -79,9 +78,7 @@ struct Task {
     ingest: Ingest<Outbound>,
     // Swapped with the shards' inbox, so that neither allocates anew.
     taken: Vec<Outbound>,
-    next_server: usize,
-    // Servers of the cluster that one of them named.
-    others: Vec<NatsServer>,
+    rotation: Rotation,
     // The last trouble was not logged, so that its end is not either.
     quiet: bool,
     logged: Option<Instant>,
@@ -115,8 +112,8 @@ impl Task {
                 continue;
             }
             let reason = match self.connect().await {
-                Ok(connection) => match self.reconcile().await {
-                    Ok(()) => self.serve(connection).await,
+                Ok(link) => match self.reconcile().await {
+                    Ok(()) => self.serve(link).await,
                     Err(reason) => format!("the stream's last events cannot be read: {reason}"),
                 },
                 Err(error) => error.to_string(),
@@ -167,18 +164,18 @@ impl Task {
         dropped
     }
 
-    async fn connect(&mut self) -> Result<Connection, connection::ConnectError> {
-        let configured = self.settings.servers();
-        // Those of the configuration first; the others only while these do not answer.
-        let known = configured.len() + self.others.len();
-        let index = self.next_server % known;
-        let server = configured
-            .get(index)
-            .unwrap_or_else(|| &self.others[index - configured.len()])
-            .clone();
-        self.next_server = self.next_server.wrapping_add(1);
-        let connection = connection::connect(&self.settings, &server, &self.name).await?;
-        self.others = connection::others(&connection.info, server.tls);
+    async fn connect(&mut self) -> Result<Link, ConnectError> {
+        let server = self.rotation.next(self.settings.servers());
+        let inbox = Inbox::new();
+        let purpose = Purpose {
+            name: &self.name,
+            first: &format!("SUB {} 1\r\n", inbox.wildcard()),
+            // What the kernel still holds when the connection is given up is not to arrive later,
+            // after the events of whoever holds the shards then.
+            at_end: AtEnd::Reset,
+        };
+        let connection = connection::connect(&self.settings, &server, purpose).await?;
+        self.rotation.learn(&connection.info, server.tls);
         let (url, info) = (server.url(), &connection.info);
         let unacknowledged = self.ingest.len();
         if self.quiet {
@@ -192,7 +189,7 @@ impl Task {
                 "publisher connected"
             );
         }
-        Ok(connection)
+        Ok(Link::new(connection, inbox))
     }
 
     /// Settles what may have been stored so long ago that the stream has forgotten its ids.
@@ -251,10 +248,9 @@ impl Task {
     }
 
     /// Runs one connection to its end and says why it ended.
-    async fn serve(&mut self, connection: Connection) -> String {
+    async fn serve(&mut self, mut link: Link) -> String {
         self.publisher.set_connected();
         self.ingest.handle_connected();
-        let mut link = Link::new(connection);
         let end = loop {
             if let Err(end) = self.turn(&mut link).await {
                 break end;
@@ -374,7 +370,7 @@ impl Task {
             let Some(write) = self.ingest.next_write(now) else {
                 return;
             };
-            let inbox = &link.connection.inbox;
+            let inbox = &link.inbox;
             let message = write.message;
             wire::push_hpub(
                 &mut link.output,
@@ -409,12 +405,15 @@ impl Task {
                     }
                 }
                 ServerOp::Err(message) => result = Err(End::ServerError(message.to_owned())),
-                ServerOp::Message {
+                // `parse` makes an error of these.
+                ServerOp::Oversized { .. } => {}
+                ServerOp::Message(Message {
                     subject,
                     status,
                     payload,
-                } => {
-                    if let Some(about) = link.connection.inbox.parse(subject) {
+                    ..
+                }) => {
+                    if let Some(about) = link.inbox.parse(subject) {
                         result = self.handle_reply(about, status, payload, now);
                     }
                 }
@@ -594,6 +593,7 @@ fn replace(publisher: &Publisher, message: &mut Outbound, marker: Outbound) {
 /// Buffers of one connection.
 struct Link {
     connection: Connection,
+    inbox: Inbox,
     input: Vec<u8>,
     output: Vec<u8>,
     // The first `written` bytes of `output` are on their way.
@@ -604,11 +604,12 @@ struct Link {
 }
 
 impl Link {
-    fn new(mut connection: Connection) -> Self {
+    fn new(mut connection: Connection, inbox: Inbox) -> Self {
         let mut input = std::mem::take(&mut connection.leftover);
         input.reserve(READ_CHUNK);
         Self {
             connection,
+            inbox,
             input,
             output: Vec::new(),
             written: 0,

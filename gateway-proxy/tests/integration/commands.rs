@@ -1,5 +1,7 @@
 //! Users' gateway commands: what reaches Discord, and what the asker is told.
 
+mod faults;
+
 use async_nats::Client;
 use schemas::{CommandReply, CommandStatus, GuildId, Prefix, Subject};
 use serde_json::{Value, json};

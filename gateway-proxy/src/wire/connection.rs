@@ -1,4 +1,4 @@
-//! The publisher's connection to NATS: dial, TLS, authenticate, subscribe to the answers.
+//! A connection to NATS of our own: dial, TLS, authenticate; and which server is next.
 
 use std::time::Duration;
 
@@ -8,9 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::inbox::Inbox;
+use super::{Connect, ServerInfo, ServerOp, WireError};
 use crate::config::{NatsAuth, NatsServer, NatsSettings};
-use crate::wire::{self, Connect, ServerInfo, ServerOp, WireError};
 
 /// How long dialling and authenticating one server may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,23 +19,69 @@ const HANDSHAKE_MAX: usize = 128 * 1024;
 const OTHERS_MAX: usize = 16;
 
 /// A byte stream, encrypted or not.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// An authenticated connection, subscribed to its inbox.
-pub(super) struct Connection {
-    pub(super) reader: ReadHalf<Box<dyn Stream>>,
-    pub(super) writer: WriteHalf<Box<dyn Stream>>,
+/// What a connection is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Purpose<'a> {
+    /// Its name in the server's list of connections.
+    pub(crate) name: &'a str,
+    /// Lines of the protocol that follow CONNECT, to be refused together with it.
+    pub(crate) first: &'a str,
+    /// What becomes of bytes that the kernel still holds when the connection is given up.
+    pub(crate) at_end: AtEnd,
+}
+
+/// What becomes of bytes that are not sent yet when a connection is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtEnd {
+    /// They still arrive.
+    Finish,
+    /// They never do.
+    Reset,
+}
+
+/// An authenticated connection.
+pub(crate) struct Connection {
+    pub(crate) reader: ReadHalf<Box<dyn Stream>>,
+    pub(crate) writer: WriteHalf<Box<dyn Stream>>,
     /// What arrived behind the handshake.
-    pub(super) leftover: Vec<u8>,
-    pub(super) inbox: Inbox,
-    pub(super) info: ServerInfo,
+    pub(crate) leftover: Vec<u8>,
+    pub(crate) info: ServerInfo,
     /// Writes may stay behind until flushed.
-    pub(super) encrypted: bool,
+    pub(crate) encrypted: bool,
+}
+
+/// Which server to dial: those of the configuration first; the others of the cluster only while these
+/// do not answer.
+#[derive(Debug, Default)]
+pub(crate) struct Rotation {
+    next: usize,
+    // Servers of the cluster that one of them named.
+    others: Vec<NatsServer>,
+}
+
+impl Rotation {
+    /// The one whose turn it is.
+    pub(crate) fn next(&mut self, configured: &[NatsServer]) -> NatsServer {
+        let known = configured.len() + self.others.len();
+        let index = self.next % known;
+        self.next = self.next.wrapping_add(1);
+        let server = configured.get(index);
+        server
+            .unwrap_or_else(|| &self.others[index - configured.len()])
+            .clone()
+    }
+
+    /// Remembers whom a server named.
+    pub(crate) fn learn(&mut self, info: &ServerInfo, tls: bool) {
+        self.others = others(info, tls);
+    }
 }
 
 /// The other servers of the cluster, as one of them names them: `host:port`.
-pub(super) fn others(info: &ServerInfo, tls: bool) -> Vec<NatsServer> {
+fn others(info: &ServerInfo, tls: bool) -> Vec<NatsServer> {
     let server = |url: &String| {
         let (host, port) = url.rsplit_once(':')?;
         let host = host
@@ -55,7 +100,7 @@ pub(super) fn others(info: &ServerInfo, tls: bool) -> Vec<NatsServer> {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("no answer from {server} within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Timeout { server: String },
     #[error("cannot reach {server}: {source}")]
@@ -74,12 +119,12 @@ pub(super) enum ConnectError {
 }
 
 /// Connects to one server.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     settings: &NatsSettings,
     server: &NatsServer,
-    name: &str,
+    purpose: Purpose<'_>,
 ) -> Result<Connection, ConnectError> {
-    let handshake = handshake(settings, server, name);
+    let handshake = handshake(settings, server, purpose);
     tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .unwrap_or_else(|_| {
@@ -92,7 +137,7 @@ pub(super) async fn connect(
 async fn handshake(
     settings: &NatsSettings,
     server: &NatsServer,
-    name: &str,
+    purpose: Purpose<'_>,
 ) -> Result<Connection, ConnectError> {
     let url = server.url();
     let io = |source| ConnectError::Io {
@@ -103,9 +148,9 @@ async fn handshake(
         .await
         .map_err(io)?;
     tcp.set_nodelay(true).map_err(io)?;
-    // What the kernel still holds when the connection is given up is not to arrive later, after the
-    // events of whoever holds the shards then: it is reset, not finished.
-    tcp.set_zero_linger().map_err(io)?;
+    if purpose.at_end == AtEnd::Reset {
+        tcp.set_zero_linger().map_err(io)?;
+    }
     let mut stream: Box<dyn Stream> = Box::new(tcp);
     let mut input = Vec::new();
     let info = read_info(&mut stream, &mut input, &url).await?;
@@ -117,9 +162,8 @@ async fn handshake(
         stream = Box::new(connector.connect(host, stream).await.map_err(io)?);
         input.clear();
     }
-    let inbox = Inbox::new();
-    let hello = hello(settings, &info, name, &url)?;
-    let text = format!("{hello}SUB {} 1\r\nPING\r\n", inbox.wildcard());
+    let hello = hello(settings, &info, purpose.name, &url)?;
+    let text = format!("{hello}{}PING\r\n", purpose.first);
     stream.write_all(text.as_bytes()).await.map_err(io)?;
     stream.flush().await.map_err(io)?;
     await_pong(&mut stream, &mut input, &url).await?;
@@ -128,7 +172,6 @@ async fn handshake(
         reader,
         writer,
         leftover: input,
-        inbox,
         info,
         encrypted,
     })
@@ -215,7 +258,9 @@ async fn await_pong(
                     });
                 }
                 ServerOp::Info(_) | ServerOp::Ok | ServerOp::Ping => false,
-                other @ ServerOp::Message { .. } => return Err(unexpected(&other, url)),
+                other @ (ServerOp::Message(_) | ServerOp::Oversized { .. }) => {
+                    return Err(unexpected(&other, url));
+                }
             };
             input.drain(..used);
             if done {
@@ -227,7 +272,7 @@ async fn await_pong(
 }
 
 fn parse<'a>(input: &'a [u8], url: &str) -> Result<Option<(ServerOp<'a>, usize)>, ConnectError> {
-    wire::parse(input).map_err(|source| ConnectError::Protocol {
+    super::parse(input).map_err(|source| ConnectError::Protocol {
         server: url.to_owned(),
         source,
     })
@@ -289,12 +334,32 @@ mod tests {
 
     #[test]
     fn the_rest_of_the_cluster_is_remembered() {
-        let info = ServerInfo {
-            connect_urls: vec!["10.0.0.2:4222".into(), "[::1]:4223".into(), "odd".into()],
-            ..ServerInfo::default()
-        };
-        let known: Vec<_> = others(&info, false).iter().map(NatsServer::url).collect();
+        let named = info(&["10.0.0.2:4222", "[::1]:4223", "odd"]);
+        let known: Vec<_> = others(&named, false).iter().map(NatsServer::url).collect();
         assert_eq!(known, ["nats://10.0.0.2:4222", "nats://[::1]:4223"]);
+    }
+
+    #[test]
+    fn servers_take_turns_and_those_of_the_configuration_come_first() {
+        let configured: Vec<_> = others(&info(&["10.0.0.1:1", "10.0.0.2:2"]), false);
+        let mut rotation = Rotation::default();
+        let mut ports = |count: usize| {
+            let next = || rotation.next(&configured).port;
+            std::iter::repeat_with(next).take(count).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(3), [1, 2, 1]);
+        rotation.learn(&info(&["10.0.0.3:3"]), false);
+        let mut ports = || rotation.next(&configured).port;
+        let mut turn = [ports(), ports(), ports()];
+        turn.sort_unstable();
+        assert_eq!(turn, [1, 2, 3]);
+    }
+
+    fn info(urls: &[&str]) -> ServerInfo {
+        ServerInfo {
+            connect_urls: urls.iter().map(ToString::to_string).collect(),
+            ..ServerInfo::default()
+        }
     }
 
     #[test]
