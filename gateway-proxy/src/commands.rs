@@ -68,6 +68,16 @@ struct State {
     linked: bool,
 }
 
+/// Who answers a request.
+enum Whose {
+    /// A shard of this process.
+    Shards(Arc<Inbox>),
+    /// This process, for a shard it has just let go of: the end of the subscription was on its way.
+    Nobodys,
+    /// The proxy that holds the guild's shard, if there is one.
+    Others,
+}
+
 impl State {
     fn link(&mut self) {
         self.table.subscribe_all();
@@ -105,6 +115,11 @@ impl State {
 
     fn is_written(&self) -> bool {
         !self.writing && self.answers.is_empty() && self.table.is_told()
+    }
+
+    /// Nothing is left to write, or nothing to write it to.
+    fn has_written(&self) -> bool {
+        !self.linked || self.is_written()
     }
 }
 
@@ -175,11 +190,9 @@ impl Commands {
                 let woken = self.written.notified();
                 tokio::pin!(woken);
                 woken.as_mut().enable();
-                let state = self.state();
-                if !state.linked || state.is_written() {
+                if self.state().has_written() {
                     return;
                 }
-                drop(state);
                 woken.await;
             }
         };
@@ -296,16 +309,15 @@ impl Commands {
     }
 
     fn handle_request(&self, message: Message<'_>) {
-        let Some(inbox) = self.inbox_of(message) else {
-            return;
-        };
-        let request = Request {
+        let whose = self.whose(message);
+        let request = || Request {
             payload: message.payload.into(),
             reply: message.reply.map(Into::into),
         };
-        let pushed = match inbox {
-            Some(inbox) => inbox.push(request),
-            None => Err((request, Refused::Closed)),
+        let pushed = match whose {
+            Whose::Shards(inbox) => inbox.push(request()),
+            Whose::Nobodys => Err((request(), Refused::Closed)),
+            Whose::Others => return,
         };
         match pushed {
             Ok(()) => {}
@@ -315,7 +327,7 @@ impl Commands {
     }
 
     fn handle_too_large(&self, message: Message<'_>, bytes: usize) {
-        if self.inbox_of(message).is_none() {
+        if matches!(self.whose(message), Whose::Others) {
             return;
         }
         self.count(None, CommandOutcome::Rejected, 1);
@@ -323,25 +335,18 @@ impl Commands {
         self.reply_to(message.reply, &reply);
     }
 
-    /// Whose a request is. `Some(None)`: ours to answer, but the shard's port has just closed; `None`:
-    /// another proxy's.
-    #[expect(
-        clippy::option_option,
-        reason = "not ours and just not ours any more are answered differently"
-    )]
-    fn inbox_of(&self, message: Message<'_>) -> Option<Option<Arc<Inbox>>> {
+    fn whose(&self, message: Message<'_>) -> Whose {
         let state = self.state();
         if message.sid != GUILDS_SID {
-            return Some(state.table.of_sid(message.sid).map(Arc::clone));
+            let inbox = state.table.of_sid(message.sid).map(Arc::clone);
+            return inbox.map_or(Whose::Nobodys, Whose::Shards);
         }
         let subject = Subject::parse(&self.prefix, message.subject);
         let Ok(Subject::GuildCommands { guild }) = subject else {
-            return None;
+            return Whose::Others;
         };
-        state
-            .table
-            .of_guild(guild)
-            .map(|inbox| Some(Arc::clone(inbox)))
+        let inbox = state.table.of_guild(guild).map(Arc::clone);
+        inbox.map_or(Whose::Others, Whose::Shards)
     }
 
     fn reject(&self, request: &Request, why: &str) {

@@ -14,7 +14,7 @@ use crate::status::ProcessStatus;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Scene {
-    _server: Server,
+    server: Server,
     settings: NatsSettings,
     client: Client,
 }
@@ -24,7 +24,7 @@ impl Scene {
         let server = testkit::nats::start(Options::default()).await.unwrap();
         let url = server.url();
         Self {
-            _server: server,
+            server,
             settings: NatsSettings::local(&url).unwrap(),
             client: testkit::nats::connect(&url).await.unwrap(),
         }
@@ -160,16 +160,8 @@ async fn subscribing_again_to_what_is_subscribed_makes_no_second_answer() {
     let mut answers = scene.ask(SUBJECT, 20).await;
     expect_once(&scene, &mut answers, 20).await;
     let guild = "discord.guild.29360128.commands";
-    assert_eq!(
-        scene
-            .client
-            .request(guild, "{}".into())
-            .await
-            .unwrap()
-            .length
-            > 0,
-        true
-    );
+    let answer = scene.client.request(guild, "{}".into()).await.unwrap();
+    assert!(answer.payload.starts_with(b"{"));
     serving.abort();
 }
 
@@ -190,6 +182,41 @@ async fn a_shard_that_moves_is_answered_by_one_process_at_a_time() {
     }
     expect_once(&scene, &mut answers, 0).await;
     serving.abort();
+}
+
+#[tokio::test]
+async fn a_connection_refused_at_the_start_is_made_later() {
+    let server = testkit::nats::start(Options {
+        extra_config: "max_connections: 1".to_owned(),
+        ..Options::default()
+    });
+    let server = server.await.unwrap();
+    // The whole of what the server lets in.
+    let client = testkit::nats::connect(&server.url()).await.unwrap();
+    let scene = Scene {
+        settings: NatsSettings::local(&server.url()).unwrap(),
+        server,
+        client,
+    };
+    let hub = scene.hub();
+    let port = hub.open(shard());
+    let refused = || scene.server.log().contains("maximum connections exceeded");
+    until(refused).await;
+    assert!(!hub.state().linked);
+    // With the client gone there is room.
+    scene.client.drain().await.unwrap();
+    until(|| hub.state().linked).await;
+    drop(port);
+}
+
+/// Waits for a condition that nothing reports.
+async fn until(condition: impl Fn() -> bool) {
+    let met = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, met).await.unwrap();
 }
 
 #[test]

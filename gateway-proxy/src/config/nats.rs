@@ -1,4 +1,4 @@
-//! Where NATS is, who we are there and how the connection is protected. Used by both connections of
+//! Where NATS is, who we are there and how the connection is protected. Used by all connections of
 //! the process, so it carries everything a client needs and nothing of a particular one.
 
 use std::fmt;

@@ -26,7 +26,11 @@ async fn comes_up(run: Run) {
     let http = proxy.http().await;
     eventually(http, "/ready", |status, _| status == 200).await;
     proxy.signal(Signal::SIGTERM);
-    assert_eq!(proxy.exit_code().await, Some(0));
+    let finished = proxy.finish().await;
+    assert_eq!(finished.code, Some(0));
+    // The connection for commands is no part of being ready.
+    let log = finished.stderr;
+    assert!(!log.contains("commands are not received"), "{log}");
 }
 
 async fn simulator() -> Simulator {
