@@ -43,16 +43,30 @@ impl Scene {
     async fn listened_to(&self, subject: &str) {
         let heard = async {
             loop {
-                let probe = self.client.request(subject.to_owned(), "".into());
-                let probe = tokio::time::timeout(Duration::from_millis(50), probe).await;
-                match probe {
-                    Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {}
-                    // Nobody reads the port yet: it stays in the inbox.
-                    Ok(_) | Err(_) => return,
+                let root = format!("probe{}", fastrand::u64(..));
+                let mut inbox = self.client.subscribe(format!("{root}.*")).await.unwrap();
+                let (probe, own) = (format!("{root}.probe"), format!("{root}.own"));
+                let subject = subject.to_owned();
+                let probed = self.client.publish_with_reply(subject, probe, "".into());
+                probed.await.unwrap();
+                self.client.publish(own, "".into()).await.unwrap();
+                let first = inbox.next().await.unwrap();
+                // That nobody listens is said before our own message comes back.
+                if !first.subject.ends_with("probe") || !first.payload.is_empty() {
+                    return;
                 }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::time::timeout(PATIENCE, heard).await.unwrap();
+    }
+
+    /// Waits until the server has handled everything that was sent before.
+    async fn round_trip(&self) {
+        let subject = format!("trip{}", fastrand::u64(..));
+        let mut back = self.client.subscribe(subject.clone()).await.unwrap();
+        self.client.publish(subject, "".into()).await.unwrap();
+        tokio::time::timeout(PATIENCE, back.next()).await.unwrap();
     }
 
     /// Sends requests and gives the subscription for their answers, one subject each.
@@ -66,7 +80,7 @@ impl Scene {
                 .publish_with_reply(subject.to_owned(), reply, "{}".into());
             asked.await.unwrap();
         }
-        self.client.flush().await.unwrap();
+        self.round_trip().await;
         answers
     }
 }
@@ -191,8 +205,16 @@ async fn a_connection_refused_at_the_start_is_made_later() {
         ..Options::default()
     });
     let server = server.await.unwrap();
-    // The whole of what the server lets in.
-    let client = testkit::nats::connect(&server.url()).await.unwrap();
+    // The whole of what the server lets in, once it has forgotten who looked whether it is there.
+    let client = async {
+        loop {
+            if let Ok(client) = testkit::nats::connect(&server.url()).await {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let client = tokio::time::timeout(PATIENCE, client).await.unwrap();
     let scene = Scene {
         settings: NatsSettings::local(&server.url()).unwrap(),
         server,
