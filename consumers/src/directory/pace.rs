@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use schemas::ShardPosition;
 
 /// How often the position is written while events come: what is read again after a crash.
-pub(crate) const POSITION_EVERY: Duration = Duration::from_secs(1);
+const POSITION_EVERY: Duration = Duration::from_secs(1);
 /// How often the position of a quiet shard moves with the stream, so that it does not fall out of
 /// the stream's retention: well below the shortest sensible `max_age`.
 const QUIET_POSITION_EVERY: Duration = Duration::from_secs(300);
