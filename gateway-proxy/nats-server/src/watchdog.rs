@@ -18,13 +18,14 @@ use nix::unistd::Pid;
 
 /// `$1` is the directory to remove when the owner is gone (or empty), the rest is the command.
 /// File descriptor 3 is the owner's pipe: background jobs of a shell get no standard input. The
-/// shell ends when the server ends, with its status.
+/// shell ends when the server ends, with its status. (`true`, not `:`, which ends the shell when it
+/// cannot write: somebody may have removed the directory.)
 const SCRIPT: &str = r#"
 dir=$1; shift
 exec 3<&0 4>&1 </dev/null >/dev/null
 "$@" 1>&2 3<&- 4>&- &
 server=$!
-{ read -r _ <&3; [ -n "$dir" ] && : >"$dir/orphaned"; kill -9 "$server"; } 2>/dev/null 4>&- &
+{ read -r _ <&3; [ -n "$dir" ] && true >"$dir/orphaned"; kill -9 "$server"; } 2>/dev/null 4>&- &
 watch=$!
 echo "$server" >&4
 exec 3<&- 4>&-

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -179,6 +179,39 @@ fn three_servers_hold_a_stream_with_three_replicas() {
 #[test]
 fn no_process_is_left_when_the_owner_is_killed_or_panics() {
     for ending in ["wait to be killed", "panic"] {
+        let mut owner = Owner::start(ending);
+        if ending != "panic" {
+            assert!(alive(owner.pid) && owner.dir.exists());
+            owner.child.kill().unwrap();
+        }
+        owner.expect_ended();
+        wait_until(|| !alive(owner.pid));
+        wait_until(|| !owner.dir.exists());
+    }
+}
+
+#[test]
+fn no_process_is_left_when_its_directory_was_removed_before_the_owner_died() {
+    let mut owner = Owner::start("wait to be killed");
+    fs::remove_dir_all(&owner.dir).unwrap();
+    assert!(alive(owner.pid));
+    owner.child.kill().unwrap();
+    owner.expect_ended();
+    wait_until(|| !alive(owner.pid));
+}
+
+/// A process that owns a server.
+struct Owner {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// Of the server.
+    pid: u32,
+    /// What the server has for itself.
+    dir: PathBuf,
+}
+
+impl Owner {
+    fn start(ending: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -199,23 +232,24 @@ fn no_process_is_left_when_the_owner_is_killed_or_panics() {
         let line = line.expect("the child tells what it started");
         let mut words = line[line.find("server=").unwrap() + 7..].split(' ');
         let pid = words.next().unwrap().parse().unwrap();
-        let dir = PathBuf::from(words.next().unwrap())
-            .parent()
-            .unwrap()
-            .to_owned();
-        if ending != "panic" {
-            assert!(alive(pid) && dir.exists());
-            child.kill().unwrap();
+        let store = PathBuf::from(words.next().unwrap());
+        let dir = store.parent().unwrap().to_owned();
+        Self {
+            child,
+            stdout,
+            pid,
+            dir,
         }
+    }
+
+    fn expect_ended(&mut self) {
         // Nothing of the server holds the pipe a test runner reads.
-        stdout.read_to_end(&mut Vec::new()).unwrap();
-        assert!(!child.wait().unwrap().success());
-        wait_until(|| !alive(pid));
-        wait_until(|| !dir.exists());
+        self.stdout.read_to_end(&mut Vec::new()).unwrap();
+        assert!(!self.child.wait().unwrap().success());
     }
 }
 
-/// Only does something when started by the test above.
+/// Only does something when started by [`Owner::start`].
 #[test]
 fn owner_that_ends_badly() {
     let Ok(ending) = env::var(CHILD_ENV) else {
