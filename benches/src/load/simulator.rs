@@ -85,6 +85,8 @@ fn config(setup: &Setup) -> Config {
         } else {
             GUILD_BYTES
         },
+        // As Discord's do: in batches everybody would be woken as rarely as we are.
+        one_by_one: true,
         shards: setup.shards,
         max_concurrency: setup.shards,
         session_starts: SessionStarts {

@@ -83,6 +83,9 @@ pub struct Args {
     /// Events per second and recommended shard.
     #[arg(long, group = "pace")]
     pub rate_per_shard: Option<f64>,
+    /// Paced events come one by one instead of in batches of a millisecond.
+    #[arg(long)]
+    pub one_by_one: bool,
     /// As fast as the sockets take it; with a number, so many events per shard.
     #[arg(long, group = "pace", num_args = 0..=1, default_missing_value = "0")]
     pub flood: Option<u64>,
@@ -296,6 +299,7 @@ fn config(args: &Args) -> Result<Config, CliError> {
         replay_events: args.replay_events,
         replay_ttl: Duration::from_secs(args.replay_ttl),
         seed: args.seed,
+        one_by_one: args.one_by_one,
         load: Load {
             pace,
             mix,

@@ -117,7 +117,7 @@ impl Simulator {
                 () = stopped.cancelled() => {}
             }
         });
-        tasks.spawn(load::run(Arc::clone(&shared)));
+        load::start(&shared, &tasks);
         tasks.spawn(actions::run(Arc::clone(&shared)));
         tasks.close();
         Ok(Self { shared, tasks })

@@ -71,6 +71,9 @@ pub struct Config {
     pub seed: u64,
     /// The load to begin with.
     pub load: Load,
+    /// Paced events come one by one, as from guilds that know nothing of each other: with gaps that
+    /// are exponentially distributed. Otherwise in batches of a millisecond, which costs less.
+    pub one_by_one: bool,
     /// How strictly unclear rules are kept.
     pub strict: Strictness,
     /// Compression effort.
@@ -112,6 +115,7 @@ impl Default for Config {
             shard_multiple: None,
             seed: 1,
             load: Load::quiet(),
+            one_by_one: false,
             strict: Strictness::default(),
             compression: Compression::default(),
             backlog_events: BACKLOG_EVENTS,

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 pub use self::playback::PlaybackError;
 pub(crate) use self::playback::{Playback, Recorded};
@@ -22,6 +23,8 @@ const TICK: Duration = Duration::from_millis(1);
 const CATCH_UP_MAX: Duration = Duration::from_millis(500);
 /// Draws for a guild that is no outage before an event is given up.
 const DRAWS_MAX: usize = 8;
+/// Longest sleep of the thread that makes events one by one: how late it sees another load or the end.
+const NAP: Duration = Duration::from_millis(10);
 /// Without a pace the pacer only waits for another load.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -119,6 +122,12 @@ impl FloodTable {
     }
 }
 
+/// Exponentially distributed around 1.
+fn exponential(rng: &mut fastrand::Rng) -> f64 {
+    // Never the logarithm of 0.
+    -(1.0 - rng.f64()).ln()
+}
+
 /// A busy guild without an outage, or the last one drawn.
 fn draw_guild(shared: &Shared, rng: &mut fastrand::Rng, guilds: &[u32]) -> u32 {
     let mut guild = guilds[skewed(rng, guilds.len())];
@@ -132,14 +141,19 @@ fn draw_guild(shared: &Shared, rng: &mut fastrand::Rng, guilds: &[u32]) -> u32 {
 }
 
 /// Makes paced events and slash commands until the simulator stops.
-pub(crate) async fn run(shared: Arc<Shared>) {
+pub(crate) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) {
+    let shared = Arc::clone(shared);
+    if shared.config.one_by_one {
+        tasks.spawn_blocking(move || run_one_by_one(&shared));
+    } else {
+        tasks.spawn(run(shared));
+    }
+}
+
+async fn run(shared: Arc<Shared>) {
     let mut pacer = Pacer::new(&shared);
     loop {
-        let load = shared.load();
-        if pacer.generation != load.generation {
-            pacer.restart(&shared, &load);
-        }
-        let wait = pacer.step(&shared, &load.load);
+        let wait = pacer.step(&shared).max(TICK);
         tokio::select! {
             () = shared.cancel.cancelled() => return,
             () = shared.load_changed.notified() => {}
@@ -148,10 +162,21 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// On a thread of its own, as the runtime's timers know nothing shorter than a millisecond.
+fn run_one_by_one(shared: &Shared) {
+    let mut pacer = Pacer::new(shared);
+    while !shared.cancel.is_cancelled() {
+        let wait = pacer.step(shared);
+        std::thread::sleep(wait.min(NAP));
+    }
+}
+
 struct Pacer {
     generation: u64,
     last: Instant,
     events_due: f64,
+    // How much of `events_due` the next event takes: 1 on average.
+    next_event: f64,
     commands_due: f64,
     number: u64,
     rng: fastrand::Rng,
@@ -165,6 +190,7 @@ impl Pacer {
             generation: u64::MAX,
             last: Instant::now(),
             events_due: 0.0,
+            next_event: 1.0,
             commands_due: 0.0,
             number: 0,
             rng: fastrand::Rng::with_seed(splitmix(shared.config.seed)),
@@ -182,7 +208,12 @@ impl Pacer {
     }
 
     /// Does what is due and says how long to wait.
-    fn step(&mut self, shared: &Shared, load: &Load) -> Duration {
+    fn step(&mut self, shared: &Shared) -> Duration {
+        let load = shared.load();
+        if self.generation != load.generation {
+            self.restart(shared, &load);
+        }
+        let load = &load.load;
         let rate = match load.pace {
             Pace::Rate { events_per_second } => events_per_second,
             Pace::RatePerShard { events_per_second } => {
@@ -195,8 +226,11 @@ impl Pacer {
         self.last = now;
         self.events_due += rate * passed;
         self.commands_due += load.commands_per_second * passed;
-        while self.events_due >= 1.0 {
-            self.events_due -= 1.0;
+        while self.events_due >= self.next_event {
+            self.events_due -= self.next_event;
+            if shared.config.one_by_one {
+                self.next_event = exponential(&mut self.rng);
+            }
             self.event(shared);
         }
         while self.commands_due >= 1.0 {
@@ -205,17 +239,15 @@ impl Pacer {
             let guild = self.guild(shared);
             shared.type_command(guild, name);
         }
-        let until = |due: f64, rate: f64| {
+        let until = |missing: f64, rate: f64| {
             if rate > 0.0 {
-                Duration::from_secs_f64(((1.0 - due) / rate).min(3600.0))
+                Duration::from_secs_f64((missing / rate).min(3600.0))
             } else {
                 IDLE
             }
         };
-        let events = until(self.events_due, rate);
-        events
-            .min(until(self.commands_due, load.commands_per_second))
-            .max(TICK)
+        let events = until(self.next_event - self.events_due, rate);
+        events.min(until(1.0 - self.commands_due, load.commands_per_second))
     }
 
     fn guild(&mut self, shared: &Shared) -> Option<u32> {
@@ -248,6 +280,29 @@ impl Pacer {
                 seed,
                 moment,
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_between_events_are_as_of_sources_that_know_nothing_of_each_other() {
+        const DRAWS: usize = 100_000;
+        let mut rng = fastrand::Rng::with_seed(7);
+        let gaps: Vec<f64> = (0..DRAWS).map(|_| exponential(&mut rng)).collect();
+        let share = |longer_than: f64| {
+            let count = gaps.iter().filter(|gap| **gap > longer_than).count();
+            count as f64 / DRAWS as f64
+        };
+        let mean = gaps.iter().sum::<f64>() / DRAWS as f64;
+        assert!((0.98..1.02).contains(&mean), "{mean}");
+        // e to the power of -0.1, -1 and -3.
+        for (longer_than, expected) in [(0.1, 0.905), (1.0, 0.368), (3.0, 0.050)] {
+            let share = share(longer_than);
+            assert!((share - expected).abs() < 0.01, "{longer_than}: {share}");
         }
     }
 }
