@@ -28,7 +28,8 @@ async fn a_disk_that_is_slow_and_stops_now_and_then_loses_nothing() {
         ..Config::default()
     };
     let mut rig = Rig::start_with(config, options).await;
-    let proxy = rig.proxy().with("--buffer-bytes", "8MiB").spawn();
+    // All shards: those without a session would miss what is sent while NATS stands still.
+    let proxy = ready(&rig.proxy().with("--buffer-bytes", "8MiB")).await;
     let http = proxy.http().await;
     let mut before = 0;
     // The last stop is longer than the publisher waits for an answer.
