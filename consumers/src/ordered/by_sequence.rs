@@ -101,18 +101,11 @@ mod tests {
     #[test]
     fn it_is_a_map_whatever_the_order() {
         for seed in 1..200_u64 {
-            let mut random = seed;
-            let mut below = |limit: u64| {
-                // Marsaglia's xorshift: any spread will do.
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % limit
-            };
+            let mut random = fastrand::Rng::with_seed(seed);
             let (mut map, mut model) = (BySequence::new(), BTreeMap::new());
             for step in 0..500 {
-                let sequence = step / 4 + below(40);
-                match below(3) {
+                let sequence = step / 4 + random.u64(..40);
+                match random.u8(..3) {
                     0 => {
                         map.insert(sequence, step);
                         model.insert(sequence, step);

@@ -335,28 +335,21 @@ mod tests {
     #[test]
     fn whatever_the_order_of_finishing_no_event_overtakes_its_own() {
         for seed in 1..400_u64 {
-            let mut random = seed;
-            let mut below = |limit: u64| {
-                // Marsaglia's xorshift: any spread will do.
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % limit
-            };
+            let mut random = fastrand::Rng::with_seed(seed);
             let mut lanes = Lanes::new();
             let (mut open, mut running) = (BTreeMap::new(), Vec::new());
             let mut sequence = 0;
             for _ in 0..200 {
-                if below(2) == 0 {
-                    sequence += 1 + below(3);
-                    let lane = match below(8) {
+                if random.bool() {
+                    sequence += random.u64(1..4);
+                    let lane = match random.u64(..8) {
                         0 => Lane::Alone,
                         id => guild(id % 4),
                     };
                     assert!(lanes.push(sequence, lane, ()));
                     open.insert(sequence, lane);
                 } else if !running.is_empty() {
-                    let index = usize::try_from(below(running.len() as u64)).unwrap();
+                    let index = random.usize(..running.len());
                     let done = running.swap_remove(index);
                     lanes.finish(done);
                     open.remove(&done);
