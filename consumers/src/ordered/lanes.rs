@@ -1,9 +1,9 @@
 //! Which of a shard's events may be handled now: each guild's one after the other, guilds beside
 //! each other, and some events alone. Pure: knows sequences and keys, not messages or time.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::VecDeque;
 
+use rustc_hash::FxHashMap;
 use schemas::{EventKind, EventName, GuildId};
 
 use super::by_sequence::BySequence;
@@ -36,37 +36,9 @@ impl Lane {
     }
 }
 
-/// Spreads guilds' ids, which are Discord's and nobody else's to choose: they come in no order, and
-/// their upper bits, which tell when a guild was made, differ.
-#[derive(Clone, Copy, Debug, Default)]
-struct GuildHasher(u64);
-
-impl Hasher for GuildHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    // Whether there is a guild at all.
-    fn write_isize(&mut self, number: isize) {
-        self.write_u64(u64::try_from(number).unwrap_or_default());
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The golden ratio in 64 bits (Knuth, multiplicative hashing); the map takes bits from both
-        // ends.
-        let product = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = product ^ (product >> 32);
-    }
-}
-
-/// Events of a guild that wait for the one that runs.
-type Guilds<T> = HashMap<Option<GuildId>, VecDeque<(u64, T)>, BuildHasherDefault<GuildHasher>>;
+/// Events of a guild that wait for the one that runs. The ids are Discord's and nobody else's to
+/// choose, so that a hash which could be attacked will do.
+type Guilds<T> = FxHashMap<Option<GuildId>, VecDeque<(u64, T)>>;
 
 /// The events of one shard that are not done, with what the driver keeps for each.
 #[derive(Debug)]
