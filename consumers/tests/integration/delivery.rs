@@ -1,13 +1,16 @@
 //! Each interaction is answered once, in time, or not at all.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use consumers::{Context, Definition, HandlerError, Interaction, Response, Router, commands};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
+use crate::world::room::Room;
 use crate::world::{Stalls, World, frame, http_get, metric, until};
 
 fn hello() -> Definition {
@@ -158,7 +161,7 @@ async fn answered_but_for_stalls(world: &World, stalls: &Stalls, name: &str) -> 
     for tries in 1..=TRIES {
         let lost = stalls.lost();
         let id = world.type_command(name).await;
-        let answer = tokio::time::timeout(Duration::from_secs(4), world.answer(id));
+        let answer = timeout(Duration::from_secs(4), world.answer(id));
         if answer.await.is_ok() {
             return (id, tries);
         }
@@ -168,33 +171,61 @@ async fn answered_but_for_stalls(world: &World, stalls: &Stalls, name: &str) -> 
     panic!("{name} is not answered");
 }
 
+/// Time after which Discord takes no answer any more.
+const DISCORD_WAITS: Duration = Duration::from_secs(3);
+
 #[tokio::test]
 async fn no_more_than_the_configured_number_is_handled_at_once() {
     const AT_ONCE: usize = 3;
+    const ANSWERS: usize = 12;
     let world = World::start().await;
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let seen = (running.clone(), most.clone());
-    let slow = move |_: Context, _: Interaction| {
-        let (running, most) = seen.clone();
+    let room = Room::new();
+    let visited = room.clone();
+    let gated = move |_: Context, _: Interaction| {
+        let room = visited.clone();
         async move {
-            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            running.fetch_sub(1, Ordering::SeqCst);
+            room.visit().await;
             Ok::<_, HandlerError>(Response::text("done"))
         }
     };
     let mut options = world.options();
     options.concurrency = Some(AT_ONCE.to_string());
-    let router = Router::new().command(hello(), slow);
+    let router = Router::new().command(hello(), gated);
     let _worker = world.try_worker(router, options).await.unwrap();
-    for _ in 0..12 {
+    let answers = || {
+        let answers = world.discord.answers().into_iter();
+        answers.filter(|answer| answer.content() == "done").count()
+    };
+    // As many as are handled wait beside them all the time, each for a few answers only.
+    type_commands(&world, 2 * AT_ONCE).await;
+    for answered in 0..ANSWERS {
+        typed_again_for_stalls(&world, AT_ONCE, room.holds(AT_ONCE)).await;
+        room.let_one_out();
+        let one_more = until("an answer", async || (answers() > answered).then_some(()));
+        typed_again_for_stalls(&world, AT_ONCE, one_more).await;
+        type_commands(&world, 1).await;
+    }
+    assert_eq!(room.most(), AT_ONCE);
+}
+
+async fn type_commands(world: &World, count: usize) {
+    for _ in 0..count {
         world.type_command("hello").await;
     }
-    until("all answers", async || {
-        (world.discord.answers().len() == 12).then_some(())
-    })
-    .await;
-    assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+}
+
+/// Waits for what should be; if a machine that stood still let the commands grow too old for it, with
+/// new ones.
+async fn typed_again_for_stalls(
+    world: &World,
+    commands: usize,
+    condition: impl Future<Output = ()>,
+) {
+    let mut condition = pin!(condition);
+    // It ends by itself, with what it waits for.
+    while timeout(DISCORD_WAITS, condition.as_mut()).await.is_err() {
+        type_commands(world, commands).await;
+    }
 }
 
 #[tokio::test]

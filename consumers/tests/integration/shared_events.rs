@@ -1,7 +1,6 @@
 //! Shared mode: each event to one worker, at least once, and to the dead-letter stream in the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
@@ -12,6 +11,7 @@ use tokio::sync::Notify;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::{Seen, Stored, quick};
+use crate::world::room::Room;
 use crate::world::{World, http_get, metric, until};
 
 fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
@@ -208,28 +208,30 @@ async fn a_handler_that_fails_panics_or_hangs_is_tried_again_and_then_given_up()
 #[tokio::test]
 async fn no_more_events_than_configured_are_handled_at_once() {
     const AT_ONCE: usize = 3;
+    const EVENTS: usize = 20;
     let world = World::start().await;
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (now, peak, seen) = (running.clone(), most.clone(), Seen::default());
-    let note = seen.clone();
-    let slow = move |context: Context, _: MessageDelete| {
-        let (now, peak, note) = (now.clone(), peak.clone(), note.clone());
+    let (room, seen) = (Room::new(), Seen::default());
+    let (visited, note) = (room.clone(), seen.clone());
+    let gated = move |context: Context, _: MessageDelete| {
+        let (room, note) = (visited.clone(), note.clone());
         async move {
-            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            now.fetch_sub(1, Ordering::SeqCst);
+            room.visit().await;
             note.add(context.message_id());
             Ok::<(), HandlerError>(())
         }
     };
-    for seq in 1..=40 {
+    for seq in 1..=EVENTS as u64 {
         world.store_delete(0, 7, seq).await;
     }
     let events = Events::shared("all").concurrency(AT_ONCE);
-    let events = events.start(Start::Oldest).on::<MessageDelete>(slow);
+    let events = events.start(Start::Oldest).on::<MessageDelete>(gated);
     let _worker = world.event_worker(events).await;
-    seen.reaches(40).await;
-    assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+    for handled in 1..=EVENTS {
+        room.holds(AT_ONCE.min(EVENTS + 1 - handled)).await;
+        room.let_one_out();
+        seen.reaches(handled).await;
+    }
+    assert_eq!(room.most(), AT_ONCE);
 }
 
 #[tokio::test]

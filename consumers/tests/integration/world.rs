@@ -1,6 +1,8 @@
 //! One test's surroundings: a real nats-server with the event stream, a fake Discord, and the means
 //! to publish interactions as a proxy would.
 
+pub(crate) mod room;
+
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
