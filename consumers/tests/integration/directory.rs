@@ -582,7 +582,7 @@ async fn after_a_storm_kills_and_a_takeover_the_directory_equals_discord() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a minute"]
+#[ignore = "a soak of a minute; its short form is the storm above (consumers/README.md)"]
 async fn a_bot_on_16_shards_survives_the_storm_too() {
     storm(Storm {
         guilds: 2500,
@@ -594,7 +594,7 @@ async fn a_bot_on_16_shards_survives_the_storm_too() {
 
 /// 16 shards as full as Discord makes them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "minutes"]
+#[ignore = "a soak of minutes; its short form is the storm above (consumers/README.md)"]
 async fn a_large_bot_survives_the_storm_too() {
     storm(Storm {
         guilds: 16 * 2500,

@@ -55,7 +55,7 @@ impl Sight {
 
 /// Not a test: one worker, in a process of its own, until it is killed or told to stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a process of the test below"]
+#[ignore = "not a test: a worker that the test below starts as a process"]
 async fn child() {
     let Ok(name) = std::env::var(CHILD) else {
         return;

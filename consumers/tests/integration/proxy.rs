@@ -15,7 +15,7 @@ const PROXY_ARGS: &str = "TEST_PROXY_ARGS";
 
 /// Not a test: what this binary does when it is started as a proxy. Run by hand it does nothing.
 #[test]
-#[ignore = "the proxy of other tests"]
+#[ignore = "not a test: the proxy that other tests start as a process"]
 fn as_a_proxy() {
     let Ok(args) = std::env::var(PROXY_ARGS) else {
         return;
