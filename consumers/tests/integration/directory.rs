@@ -15,7 +15,7 @@ use testkit::simulator::{Action, Config, GuildBytes, Load, Simulator};
 
 use crate::fake_discord::TOKEN;
 use crate::proxy::Process;
-use crate::world::{Stalls, World, http_get, patience, until};
+use crate::world::{Stalls, World, http_get, slowness, until, until_within};
 
 /// Guilds that lie on shard 1 of 4.
 pub(crate) fn on_shard_1(number: u64) -> GuildId {
@@ -522,7 +522,7 @@ async fn the_shards_of_a_dead_instance_are_read_by_another() {
             .then_some(())
     })
     .await;
-    let limit = Duration::from_secs(3) * patience().as_secs() as u32 / 20;
+    let limit = Duration::from_secs(3) * slowness();
     stalls.assert_within(limit, died, lost);
     let joined = json!({"guild_id": (GuildId::new(16 << 22).unwrap()).to_string()});
     for _ in 0..5 {
@@ -644,11 +644,11 @@ async fn storm(storm: Storm) {
         (stats.guilds == storm.guilds as u64 && stats.unavailable == 0).then_some(())
     })
     .await;
-    println_stderr(&format!(
+    eprintln!(
         "{} guilds known after {:?}",
         storm.guilds,
         loading.elapsed()
-    ));
+    );
 
     let (began, before) = (Instant::now(), truth::made(&simulator));
     let (directories, proxy) = disturb(&nats, &simulator, [first, second], proxy, &storm).await;
@@ -667,17 +667,17 @@ async fn storm(storm: Storm) {
     })
     .await;
     for running in &directories {
-        println_stderr(&format!(
+        eprintln!(
             "a directory has read {} events and written {} entries",
             running.metric("directory_events_total ").await,
             running.metric("directory_writes_total ").await
-        ));
+        );
     }
-    println_stderr(&format!(
+    eprintln!(
         "a storm of {} events: disturbed for {disturbed:?}, stored after {stored:?}, known after {:?}",
         truth::made(&simulator) - before,
         began.elapsed()
-    ));
+    );
     let stats = directory.aggregate_stats().await.unwrap();
     assert_eq!(stats.unavailable, out as u64);
     assert_eq!(u64::from(stats.shards), u64::from(storm.shards));
@@ -742,11 +742,9 @@ async fn restart(
     })
     .await;
     let took = restarting.elapsed();
-    println_stderr(&format!(
-        "first answer {took:?} after the start of the process"
-    ));
+    eprintln!("first answer {took:?} after the start of the process");
     assert_eq!(stats.guilds, truth.len() as u64);
-    let limit = Duration::from_secs(1) * (patience().as_secs() / 20) as u32;
+    let limit = Duration::from_secs(1) * slowness();
     assert!(took < limit, "{took:?}");
     assert_eq!(truth::known(directory).await.as_ref(), Some(truth));
     drop(again);
@@ -770,19 +768,4 @@ fn burst(simulator: &Simulator) {
             per_guild: 1,
         });
     }
-}
-
-/// As `until`, with so many times the patience.
-async fn until_within(times: u32, what: &str, mut condition: impl AsyncFnMut() -> Option<()>) {
-    let deadline = Instant::now() + patience() * times;
-    while condition().await.is_none() {
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Figures for whoever runs the test with `--nocapture`.
-fn println_stderr(text: &str) {
-    use std::io::Write as _;
-    drop(writeln!(std::io::stderr(), "{text}"));
 }

@@ -2,13 +2,12 @@
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use testkit::simulator::Simulator;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::world::{http_get, patience};
+use crate::world::{held_within, http_get, patience};
 
 /// Where the child reads its arguments from, separated by spaces.
 const PROXY_ARGS: &str = "TEST_PROXY_ARGS";
@@ -109,14 +108,9 @@ impl Process {
 
     /// The same with so many times the patience.
     pub(crate) async fn logs_within(&self, times: u32, text: &str) {
-        let deadline = Instant::now() + patience() * times;
-        while !self.log().contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "{text:?} is not in: {}",
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        let logged = async || self.log().contains(text).then_some(());
+        if held_within(times, logged).await.is_none() {
+            panic!("{text:?} is not in: {}", self.log());
         }
     }
 

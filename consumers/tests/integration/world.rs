@@ -25,28 +25,51 @@ use crate::fake_discord::{FakeDiscord, TOKEN};
 const SLASH: &str = include_str!("../fixtures/INTERACTION_CREATE.json");
 const DISCORD_EPOCH_MS: u64 = 1_420_070_400_000;
 
-/// Time a condition may take; `TEST_PATIENCE` multiplies it on slow machines.
-pub(crate) fn patience() -> Duration {
-    let factor = std::env::var("TEST_PATIENCE")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    Duration::from_secs(20) * factor.unwrap_or(1)
+/// By what limits of time are multiplied on slow machines: `TEST_PATIENCE`.
+pub(crate) fn slowness() -> u32 {
+    let factor = std::env::var("TEST_PATIENCE").ok();
+    factor.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Longest time until the shards of a dead worker are with others; `TEST_PATIENCE` multiplies it.
+/// Time a condition may take.
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(20) * slowness()
+}
+
+/// Longest time until the shards of a dead worker are with others.
 pub(crate) fn hand_over_max() -> Duration {
-    patience() / 10
+    Duration::from_secs(2) * slowness()
 }
 
 /// Waits until the condition holds.
-pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + patience();
+pub(crate) async fn until<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(1, what, condition).await
+}
+
+/// The same with so many times the patience.
+pub(crate) async fn until_within<T>(
+    times: u32,
+    what: &str,
+    condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let held = held_within(times, condition).await;
+    held.unwrap_or_else(|| panic!("timed out waiting for: {what}"))
+}
+
+/// The same for who has more to say when that takes too long, which is `None`.
+pub(crate) async fn held_within<T>(
+    times: u32,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
+    // What takes longer is looked at less often: looking costs the machine something too.
+    let pause = Duration::from_millis(10) * times;
+    let deadline = Instant::now() + patience() * times;
     loop {
-        if let Some(value) = condition().await {
-            return value;
+        let held = condition().await;
+        if held.is_some() || Instant::now() >= deadline {
+            return held;
         }
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

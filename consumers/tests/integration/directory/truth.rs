@@ -1,7 +1,6 @@
 //! What a naive reader of the whole stream knows, put right by what the simulator says of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use consumers::Directory;
@@ -10,7 +9,7 @@ use schemas::{GuildInfo, GuildsRequest, ProxyEventKind, Snowflake, Subject};
 use serde_json::Value;
 use testkit::simulator::Simulator;
 
-use crate::world::{World, patience};
+use crate::world::{World, held_within};
 
 /// Every guild as the directory should know it, once every dispatch of the simulator is stored.
 pub(super) async fn when_all_is_stored(
@@ -19,19 +18,14 @@ pub(super) async fn when_all_is_stored(
     unavailable: usize,
     shards: u32,
 ) -> BTreeMap<Snowflake, GuildInfo> {
-    let deadline = Instant::now() + patience() * 3;
-    loop {
-        let stored = dispatches(world).await;
-        let made = made(simulator);
-        if stored >= made {
-            break;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{stored} of {made} events are stored: {:?}",
+    let all = async || (dispatches(world).await >= made(simulator)).then_some(());
+    if held_within(3, all).await.is_none() {
+        panic!(
+            "{} of {} events are stored: {:?}",
+            dispatches(world).await,
+            made(simulator),
             simulator.ledger().lifecycle
         );
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     judged(read(world).await, simulator, unavailable, shards)
 }
