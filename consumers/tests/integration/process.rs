@@ -1,17 +1,17 @@
 //! The program itself: exit codes, signals, and that no secret is logged.
 
 use std::process::{Output, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::fake_discord::{Fault, TOKEN};
-use crate::world::{World, patience, until};
+use crate::proxy::Process;
+use crate::world::{World, patience, slowness};
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_consumers"));
@@ -47,52 +47,11 @@ async fn ends_with(command: &mut Command, code: i32) -> String {
     stderr
 }
 
-fn signal(child: &Child, name: &str) {
-    let pid = child.id().unwrap().to_string();
-    let sent = std::process::Command::new("kill")
-        .args([name, &pid])
-        .status()
-        .unwrap();
-    assert!(sent.success());
-}
-
-/// A program that answers interactions, and what it has logged.
-struct Started {
-    child: Child,
-    log: Arc<Mutex<String>>,
-}
-
-impl Started {
-    async fn logs(&self, text: &str) {
-        until(text, async || {
-            self.log.lock().unwrap().contains(text).then_some(())
-        })
-        .await;
-    }
-}
-
-async fn started(command: &mut Command) -> Started {
-    let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let log = Arc::new(Mutex::new(String::new()));
-    let written = Arc::clone(&log);
-    tokio::spawn(async move {
-        while let Ok(Some(line)) = lines.next_line().await {
-            written.lock().unwrap().push_str(&line);
-        }
-    });
-    let started = Started { child, log };
+/// A program that answers interactions.
+async fn started(command: &mut Command) -> Process {
+    let started = Process::spawn(command);
     started.logs("running").await;
     started
-}
-
-async fn code(child: &mut Child) -> i32 {
-    timeout(patience(), child.wait())
-        .await
-        .expect("the program ends")
-        .unwrap()
-        .code()
-        .unwrap()
 }
 
 #[tokio::test]
@@ -201,11 +160,11 @@ async fn fake_nats(info: &'static str, answer: &'static str) -> String {
 async fn sigterm_and_ctrl_c_end_with_0() {
     let world = World::start().await;
     for name in ["-TERM", "-INT"] {
-        let mut program = started(&mut program_of(&world)).await;
+        let program = started(&mut program_of(&world)).await;
         let id = world.type_command("ping").await;
         world.answer(id).await;
-        signal(&program.child, name);
-        assert_eq!(code(&mut program.child).await, 0, "{name}");
+        program.signal(name);
+        assert_eq!(program.ended().await, 0, "{name}");
     }
     world.settled("DISCORD_EVENTS").await;
 }
@@ -214,11 +173,10 @@ async fn sigterm_and_ctrl_c_end_with_0() {
 async fn a_signal_during_the_start_ends_with_0() {
     let world = World::without_stream().await;
     let mut asking = world.asked_for_the_consumer().await;
-    let mut child = program_of(&world).spawn().unwrap();
+    let program = Process::spawn(&mut program_of(&world));
     let asked = timeout(patience(), asking.next()).await;
     asked.expect("the start waits for its stream").unwrap();
-    signal(&child, "-TERM");
-    assert_eq!(code(&mut child).await, 0);
+    assert_eq!(program.stop().await, 0);
 }
 
 #[tokio::test]
@@ -227,17 +185,13 @@ async fn a_second_signal_ends_at_once() {
     // Nothing responds to the callback, so the first signal waits for what is in flight.
     let silence = std::iter::repeat_n(Fault::TakenThenSilent, 10);
     world.discord.script(silence);
-    let mut program = started(&mut program_of(&world)).await;
+    let program = started(&mut program_of(&world)).await;
     let id = world.type_command("ping").await;
     world.answer(id).await;
     let asked = Instant::now();
-    signal(&program.child, "-TERM");
+    program.signal("-TERM");
     program.logs("a second signal stops at once").await;
-    signal(&program.child, "-TERM");
-    assert_eq!(code(&mut program.child).await, 143);
-    assert!(
-        asked.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        asked.elapsed()
-    );
+    assert_eq!(program.stop().await, 143);
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(2) * slowness(), "{took:?}");
 }

@@ -1,4 +1,4 @@
-//! A proxy and a directory as processes of their own, so that they can be killed.
+//! Proxies, directories and workers as processes of their own, so that they can be killed.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -76,7 +76,8 @@ impl Process {
         Self::spawn(&mut command)
     }
 
-    fn spawn(command: &mut Command) -> Self {
+    /// Anything, with its log and its end in this test's hands.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
         for name in ["PATH", "LLVM_PROFILE_FILE", "RUST_LOG"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
@@ -134,11 +135,23 @@ impl Process {
         self.child.wait().await.unwrap();
     }
 
-    /// SIGTERM, and the end of the process.
-    pub(crate) async fn stop(mut self) -> i32 {
+    /// As `kill` does it.
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().unwrap().to_string();
-        let sent = std::process::Command::new("kill").arg(&pid).status();
+        let sent = std::process::Command::new("kill")
+            .args([name, &pid])
+            .status();
         assert!(sent.unwrap().success());
+    }
+
+    /// SIGTERM, and the end of the process: its exit code.
+    pub(crate) async fn stop(self) -> i32 {
+        self.signal("-TERM");
+        self.ended().await
+    }
+
+    /// Waits for the end of the process; its exit code.
+    pub(crate) async fn ended(mut self) -> i32 {
         let ended = tokio::time::timeout(patience(), self.child.wait()).await;
         ended
             .unwrap_or_else(|_| panic!("the process does not end: {}", self.log()))
