@@ -50,8 +50,8 @@ impl Callback {
 struct Inner {
     /// Answers Discord took, in order.
     answers: Vec<Callback>,
-    /// Callback requests, refused ones included.
-    requests: HashMap<u64, u32>,
+    /// When callbacks were posted, refused ones included.
+    posts: HashMap<u64, Vec<Instant>>,
     faults: VecDeque<Fault>,
     commands: Vec<Value>,
     command_writes: Vec<String>,
@@ -160,8 +160,13 @@ impl FakeDiscord {
     }
 
     /// Callback requests for an interaction, refused ones included.
-    pub(crate) fn requests(&self, interaction: u64) -> u32 {
-        self.inner(|inner| inner.requests.get(&interaction).copied().unwrap_or(0))
+    pub(crate) fn requests(&self, interaction: u64) -> usize {
+        self.posts(interaction).len()
+    }
+
+    /// When they came.
+    pub(crate) fn posts(&self, interaction: u64) -> Vec<Instant> {
+        self.inner(|inner| inner.posts.get(&interaction).cloned().unwrap_or_default())
     }
 
     pub(crate) fn commands(&self) -> Vec<Value> {
@@ -256,7 +261,8 @@ async fn callback(
     );
     let fault = {
         let mut inner = shared.0.lock().unwrap();
-        *inner.requests.entry(interaction).or_default() += 1;
+        let posts = inner.posts.entry(interaction).or_default();
+        posts.push(Instant::now());
         inner.faults.pop_front()
     };
     match fault {
