@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::world::room::Room;
-use crate::world::{Stalls, World, frame, http_get, metric, until};
+use crate::world::{Stalls, World, frame, http_get, metric, not_ready, until};
 
 fn hello() -> Definition {
     Definition::chat_input("hello", "Says hello")
@@ -269,10 +269,7 @@ async fn a_graceful_stop_finishes_what_is_in_flight_and_leaves_the_rest_to_other
     let in_flight = world.type_command("hello").await;
     entered.notified().await;
     let stopping = tokio::spawn(worker.stop());
-    until("503", async || {
-        (http_get(address, "/ready").await.0 == 503).then_some(())
-    })
-    .await;
+    not_ready(address, "stopping").await;
     // Stored after the stop began: only the next worker may answer it.
     let later = world.type_command("hello").await;
     assert_eq!(world.discord.requests(in_flight), 0);

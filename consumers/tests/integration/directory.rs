@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use consumers::{Directory, DirectoryConfig, DirectoryOptions, DirectoryService, QueryError};
 use consumers::{Options, RunningDirectory};
-use schemas::message::{MessageId, NATS_MSG_ID};
-use schemas::{GuildId, GuildInfo, GuildsRequest, ShardId, ShardsRequest, Snowflake, Subject};
+use schemas::message::MessageId;
+use schemas::{
+    GuildId, GuildInfo, GuildsRequest, ShardId, ShardRecord, ShardState, ShardsRequest, Snowflake,
+    Subject,
+};
 use serde_json::{Value, json};
 use testkit::simulator::{Action, Config, GuildBytes, Load, Simulator};
 
@@ -47,21 +50,12 @@ impl Scene {
 
     /// Records of shards, as proxies keep them.
     async fn fleet(&self, shards: &[ShardId]) {
-        let config = async_nats::jetstream::kv::Config {
-            bucket: self.world.prefix.fleet_bucket(),
-            ..Default::default()
-        };
-        let bucket = self.world.jetstream.create_key_value(config).await.unwrap();
-        for shard in shards {
-            let record = schemas::ShardRecord {
-                state: schemas::ShardState::Ready,
-                latency_ms: Some(41.5),
-                ..schemas::ShardRecord::new(*shard)
-            };
-            let key = schemas::FleetKey::Shard(*shard).to_string();
-            let value = serde_json::to_vec(&record).unwrap();
-            bucket.put(key, value.into()).await.unwrap();
-        }
+        let records = shards.iter().map(|shard| ShardRecord {
+            state: ShardState::Ready,
+            latency_ms: Some(41.5),
+            ..ShardRecord::new(*shard)
+        });
+        self.world.fleet(records).await;
     }
 
     async fn event(&self, shard: u32, guild: Option<GuildId>, event: &str, d: Value) {
@@ -73,12 +67,8 @@ impl Scene {
             event,
         };
         let frame = json!({"t": event, "s": seq, "op": 0, "d": d}).to_string();
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert(NATS_MSG_ID, MessageId::dispatch("scene", seq).to_string());
-        let subject = subject.with_prefix(&self.world.prefix);
-        let jetstream = &self.world.jetstream;
-        let stored = jetstream.publish_with_headers(subject, headers, frame.into());
-        stored.await.unwrap().await.unwrap();
+        let id = MessageId::dispatch("scene", seq).to_string();
+        self.world.publish(&subject, id, frame).await.unwrap();
     }
 
     pub(crate) async fn guild(&self, shard: u32, guild: GuildId, name: &str) {

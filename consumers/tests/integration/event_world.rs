@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::AckPolicy;
 use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::context::PublishError;
 use consumers::{Context, Events, HandlerError, Router, Running};
 use futures_util::StreamExt as _;
-use schemas::message::{MessageId, NATS_MSG_ID};
+use schemas::message::MessageId;
 use schemas::{GuildId, Subject};
 
 use crate::world::{World, until};
@@ -25,29 +25,29 @@ pub(crate) struct Stored<'a> {
 impl World {
     /// Stores an event with this `d`, as a proxy would; guild 0 is none.
     pub(crate) async fn store_event(&self, stored: Stored<'_>, d: &str) {
+        self.try_store_event(stored, d).await.unwrap();
+    }
+
+    /// The same while NATS may be away.
+    pub(crate) async fn try_store_event(
+        &self,
+        stored: Stored<'_>,
+        d: &str,
+    ) -> Result<(), PublishError> {
         let Stored {
             shard,
             guild,
             event,
             seq,
         } = stored;
-        let guild = GuildId::new(guild);
         let subject = Subject::Event {
             shard,
-            guild,
+            guild: GuildId::new(guild),
             event,
         };
         let frame = format!(r#"{{"t":"{event}","s":{seq},"op":0,"d":{d}}}"#);
-        let mut headers = HeaderMap::new();
-        let session = format!("s{shard}");
-        headers.insert(NATS_MSG_ID, MessageId::dispatch(&session, seq).to_string());
-        let subject = subject.with_prefix(&self.prefix);
-        let stored = self
-            .jetstream
-            .publish_with_headers(subject, headers, frame.into())
-            .await
-            .unwrap();
-        stored.await.unwrap();
+        let id = MessageId::dispatch(&format!("s{shard}"), seq).to_string();
+        self.publish(&subject, id, frame).await
     }
 
     /// Stores a MESSAGE_DELETE whose message id is the sequence.
@@ -102,12 +102,7 @@ impl World {
 
     /// Waits until a consumer has nothing left to deliver and nothing unacknowledged.
     pub(crate) async fn drained(&self, consumer: &str) {
-        until("the consumer to drain", async || {
-            let stream = self.jetstream.get_stream_no_info("DISCORD_EVENTS").await;
-            let info = stream.ok()?.consumer_info(consumer).await.ok()?;
-            (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
-        })
-        .await;
+        self.settled_at("DISCORD_EVENTS", consumer).await;
     }
 }
 

@@ -1,8 +1,7 @@
 //! The feed: every event in order, and the markers among them.
 
-use async_nats::HeaderMap;
 use consumers::{Feed, FeedItem, Start};
-use schemas::message::{MessageId, NATS_MSG_ID};
+use schemas::message::MessageId;
 use schemas::{
     GapReason, ProxyEvent, ProxyGap, ProxyShard, ShardId, ShardState, Subject, Timestamp,
 };
@@ -39,15 +38,7 @@ async fn store(world: &World, shard: u32, event: &str, id: String, frame: Vec<u8
         guild: None,
         event,
     };
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_MSG_ID, id);
-    let subject = subject.with_prefix(&world.prefix);
-    let stored = world
-        .jetstream
-        .publish_with_headers(subject, headers, frame.into())
-        .await
-        .unwrap();
-    stored.await.unwrap();
+    world.publish(&subject, id, frame).await.unwrap();
 }
 
 async fn store_dispatch(world: &World, shard: u32, session: &str, seq: u64) {

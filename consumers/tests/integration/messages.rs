@@ -32,10 +32,9 @@ async fn who(context: WorkerContext, message: Message) -> Result<String, Handler
 }
 
 async fn worker(world: &World, name: &str, router: Router) -> Running {
-    let mut options = world.options();
-    options.worker_id = Some(name.to_owned());
-    let router = router.on_broadcast("who", who);
-    world.try_worker(router, options).await.unwrap()
+    world
+        .worker_named(name, router.on_broadcast("who", who))
+        .await
 }
 
 /// More than any server of these tests takes.
@@ -72,8 +71,7 @@ async fn a_broadcast_is_heard_by_every_worker_of_every_kind() {
     for worker in [one, two, three] {
         worker.stop().await;
     }
-    let short = Duration::from_millis(300);
-    let left = broadcast.gather("who", "", short, 4).await.unwrap();
+    let left = broadcast.gather("who", "", SOON, 4).await.unwrap();
     assert_eq!(left.len(), 1);
     four.stop().await;
     let began = Instant::now();

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv;
+use async_nats::jetstream::{consumer, kv};
 use consumers::{Context, Events, Gap, HandlerError, Running, Start};
 use schemas::message::{DEAD_MESSAGE_ID, DEAD_REASON};
-use schemas::{FleetKey, ShardId, ShardRecord};
+use schemas::{ShardId, ShardRecord};
 use tokio::sync::Notify;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::{Seen, Stored, quick};
-use crate::world::{Stalls, World, hand_over_max, http_get, metric, until};
+use crate::world::{Stalls, World, hand_over_max, http_get, metric, not_ready, ready, until};
 
 /// How long the server waits for a sign of life about an event of a shard.
 const SHARD_ACK_WAIT: Duration = Duration::from_secs(1);
@@ -89,10 +89,8 @@ fn ordered(sights: &Sights) -> Events {
 }
 
 async fn worker(world: &World, name: &str, events: Events) -> Running {
-    let mut options = world.options();
-    options.worker_id = Some(name.to_owned());
     let router = consumers::Router::new().events(events);
-    world.try_worker(router, options).await.unwrap()
+    world.worker_named(name, router).await
 }
 
 /// How many shards a worker holds, as it says itself.
@@ -162,6 +160,20 @@ async fn guilds_are_handled_beside_each_other_and_each_in_order() {
     worker.stop().await;
 }
 
+/// Waits until everything of the shard is with its worker, and so much of it not acknowledged.
+async fn in_hand(world: &World, unacknowledged: usize) {
+    until("the events to be in the worker's hands", async || {
+        let info = consumer_of_shard_0(world).await?;
+        (info.num_pending == 0 && info.num_ack_pending == unacknowledged).then_some(())
+    })
+    .await;
+}
+
+async fn consumer_of_shard_0(world: &World) -> Option<consumer::Info> {
+    let stream = world.jetstream.get_stream_no_info("DISCORD_EVENTS").await;
+    stream.ok()?.consumer_info("cache-0").await.ok()
+}
+
 async fn balanced_alone(worker: &Running) {
     metric(worker, "consumers_shards_held{consumer=\"cache\"} 1").await;
 }
@@ -203,12 +215,7 @@ async fn a_gap_is_handled_between_the_events_around_it() {
     world.store_event(stored, gap).await;
     world.store_delete(0, 3, 3).await;
     seen.reaches(1).await;
-    until("all four to be in the worker's hands", async || {
-        let stream = world.jetstream.get_stream_no_info("DISCORD_EVENTS").await;
-        let info = stream.ok()?.consumer_info("cache-0").await.ok()?;
-        (info.num_pending == 0 && info.num_ack_pending == 3).then_some(())
-    })
-    .await;
+    in_hand(&world, 3).await;
     assert_eq!(seen.all(), ["s0:2"], "the gap waits for guild 1");
     gate.notify_one();
     let all = seen.reaches(4).await;
@@ -333,16 +340,9 @@ async fn the_shards_of_a_dead_worker_are_taken_over_within_two_seconds() {
 #[tokio::test]
 async fn the_fleets_shards_are_found_and_a_group_begins_with_its_first_worker() {
     let world = World::start().await;
-    let bucket = kv::Config {
-        bucket: world.prefix.fleet_bucket(),
-        ..kv::Config::default()
-    };
-    let bucket = world.jetstream.create_key_value(bucket).await.unwrap();
     let put = async |id, count| {
         let record = ShardRecord::new(ShardId::new(id, count).unwrap());
-        let key = FleetKey::Shard(record.shard).to_string();
-        let value = serde_json::to_vec(&record).unwrap();
-        bucket.put(key, value.into()).await.unwrap();
+        world.fleet([record]).await;
     };
     put(0, 1).await;
     world.store_delete(0, 1, 1).await;
@@ -479,11 +479,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
         .delete_stream("DISCORD_EVENTS")
         .await
         .unwrap();
-    until("not ready without its stream", async || {
-        let (status, body) = http_get(worker.http_address(), "/ready").await;
-        (status == 503 && body.contains("cache-0 of DISCORD_EVENTS")).then_some(())
-    })
-    .await;
+    not_ready(worker.http_address(), "cache-0 of DISCORD_EVENTS").await;
     world.create_stream(None).await;
     world.store_delete(0, 1, 4).await;
     until("the event of the new stream", async || {
@@ -491,10 +487,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     })
     .await;
     sights.assert_in_order();
-    until("ready again", async || {
-        (http_get(worker.http_address(), "/ready").await.0 == 200).then_some(())
-    })
-    .await;
+    ready(worker.http_address()).await;
 }
 
 #[tokio::test]
@@ -520,19 +513,12 @@ async fn ordered_events_stay_in_order_across_a_restart_of_nats() {
         store_round(&world, seq).await;
     }
     until("every event to be handled", async || {
-        let all = sights.all();
-        let of = |sight: &Sight| (sight.shard, sight.guild, sight.seq);
-        let distinct: BTreeSet<_> = all.iter().map(of).collect();
-        (distinct.len() > 19 * 24).then_some(())
+        (sights.distinct() > 19 * 24).then_some(())
     })
     .await;
     // Acknowledgements in flight were lost with the server: those events may come again, each before
     // any later one of its guild.
-    let mut last = BTreeMap::new();
-    for sight in sights.all() {
-        let before = last.insert((sight.shard, sight.guild), sight.seq);
-        assert!(before <= Some(sight.seq), "{sight:?} after {before:?}");
-    }
+    sights.assert_in_order();
     balanced(&[&one, &two], 4, 4).await;
 }
 
@@ -552,9 +538,15 @@ async fn a_paused_worker_keeps_its_shards_and_handles_nothing() {
     for seq in 2..=4 {
         world.store_delete(0, 1, seq).await;
     }
-    // What had been asked for arrives and waits.
-    let line = "consumers_shards_held{consumer=\"cache\"} 1";
-    metric(&worker, line).await;
+    // What had been asked for arrives and waits; a request that was over by then brings nothing.
+    until("the events to wait", async || {
+        let info = consumer_of_shard_0(&world).await?;
+        let unhandled = info.num_pending + info.num_ack_pending as u64;
+        let asked = info.num_pending > 0 && info.num_waiting > 0;
+        (unhandled == 3 && !asked).then_some(())
+    })
+    .await;
+    balanced_alone(&worker).await;
     assert_eq!(sights.all().len(), 1);
     worker.resume();
     until("the others", async || {

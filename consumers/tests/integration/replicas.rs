@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use consumers::{
     DirectoryConfig, DirectoryOptions, DirectoryService, Events, HandlerError, Message, Options,
     Running, ShardMessages, Singleton, Turn, WorkerContext, commands,
 };
-use schemas::message::{MessageId, NATS_MSG_ID};
-use schemas::{GuildId, Subject};
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
-use crate::event_world::Seen;
+use crate::event_world::{Seen, Stored};
 use crate::fake_discord::TOKEN;
 use crate::world::{World, metric, until};
 
@@ -19,21 +16,14 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Stores an event, if there is a leader at the moment.
 async fn store(world: &World, seq: u64) -> Option<()> {
-    let (shard, guild, event) = (0, GuildId::new(7), "MESSAGE_DELETE");
-    let subject = Subject::Event {
-        shard,
-        guild,
-        event,
+    let stored = Stored {
+        shard: 0,
+        guild: 7,
+        event: "MESSAGE_DELETE",
+        seq,
     };
     let d = format!(r#"{{"id":"{seq}","channel_id":"1","guild_id":"7"}}"#);
-    let frame = format!(r#"{{"t":"{event}","s":{seq},"op":0,"d":{d}}}"#);
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_MSG_ID, MessageId::dispatch("s0", seq).to_string());
-    let subject = subject.with_prefix(&world.prefix);
-    let sent = world
-        .jetstream
-        .publish_with_headers(subject, headers, frame.into());
-    sent.await.ok()?.await.ok().map(drop)
+    world.try_store_event(stored, &d).await.ok()
 }
 
 async fn worker(world: &World, options: &Options, name: &str, seen: [&Seen; 3]) -> Running {

@@ -6,7 +6,7 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use consumers::commands;
 use futures_util::StreamExt as _;
 
-use crate::world::{World, http_get, metric, until};
+use crate::world::{World, http_get, metric, not_ready, ready, until};
 
 /// Types commands until one is answered: right after a fault some may be too late.
 async fn answers_again(world: &World) {
@@ -27,17 +27,10 @@ async fn a_worker_survives_the_restart_of_nats() {
     world.answer(before).await;
     assert_eq!(http_get(address, "/ready").await.0, 200);
     world.nats.kill9().unwrap();
-    until("not ready without NATS", async || {
-        let (status, body) = http_get(address, "/ready").await;
-        (status == 503 && body.contains("NATS is away")).then_some(())
-    })
-    .await;
+    not_ready(address, "NATS is away").await;
     assert_eq!(http_get(address, "/live").await.0, 200);
     world.nats.start_again().unwrap();
-    until("ready again", async || {
-        (http_get(address, "/ready").await.0 == 200).then_some(())
-    })
-    .await;
+    ready(address).await;
     answers_again(&world).await;
     let (_, metrics) = http_get(address, "/metrics").await;
     let connections = metrics
@@ -73,11 +66,7 @@ async fn a_stream_that_is_deleted_and_made_again_is_used_again() {
         .delete_stream("DISCORD_EVENTS")
         .await
         .unwrap();
-    until("not ready without its stream", async || {
-        let (status, body) = http_get(address, "/ready").await;
-        (status == 503 && body.contains("DISCORD_EVENTS")).then_some(())
-    })
-    .await;
+    not_ready(address, "DISCORD_EVENTS").await;
     world.create_stream(None).await;
     answers_again(&world).await;
     assert_eq!(http_get(address, "/ready").await.0, 200);

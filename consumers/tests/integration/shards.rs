@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv;
 use consumers::commands;
 use schemas::{FleetKey, ShardId, ShardRecord, ShardState};
 
@@ -39,22 +38,13 @@ async fn without_a_fleet_the_commands_answer_that_they_do_not_know() {
 async fn a_fleet_that_appears_later_is_followed() {
     let world = World::start().await;
     let _worker = world.worker(commands::router()).await;
-    let bucket = kv::Config {
-        bucket: world.prefix.fleet_bucket(),
-        ..kv::Config::default()
-    };
-    let bucket = world.jetstream.create_key_value(bucket).await.unwrap();
     let shard = ShardId::new(3, 16).unwrap();
-    let key = FleetKey::Shard(shard).to_string();
     let record = ShardRecord {
         state: ShardState::Ready,
         latency_ms: Some(87.4),
         ..ShardRecord::new(shard)
     };
-    bucket
-        .put(&key, serde_json::to_vec(&record).unwrap().into())
-        .await
-        .unwrap();
+    let bucket = world.fleet([record]).await;
     // Nonsense beside it does no harm.
     bucket.put("shard.16.4", "rubbish".into()).await.unwrap();
     bucket.put("leader", "rubbish".into()).await.unwrap();
@@ -67,7 +57,10 @@ async fn a_fleet_that_appears_later_is_followed() {
         (text.contains("**Total shards:** 16") && text.contains("**Latency:** 87 ms")).then_some(())
     })
     .await;
-    bucket.delete(&key).await.unwrap();
+    bucket
+        .delete(FleetKey::Shard(shard).to_string())
+        .await
+        .unwrap();
     until("the record to be forgotten", async || {
         info()
             .await
@@ -81,11 +74,7 @@ async fn a_fleet_that_appears_later_is_followed() {
 async fn the_fleet_is_followed_across_a_restart_of_nats() {
     let mut world = World::start().await;
     let _worker = world.worker(commands::router()).await;
-    let config = kv::Config {
-        bucket: world.prefix.fleet_bucket(),
-        ..kv::Config::default()
-    };
-    let bucket = world.jetstream.create_key_value(config).await.unwrap();
+    let bucket = world.fleet([]).await;
     for count in [4, 8] {
         let shard = ShardId::new(1, count).unwrap();
         let record = ShardRecord {

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::kv;
 use consumers::{Context, Events, Gap, HandlerError, RawEvent, Start, Verdict};
 use schemas::message::{DEAD_MESSAGE_ID, DEAD_PLACE, DEAD_REASON, DEAD_SUBJECT};
-use schemas::{FleetKey, ShardId, ShardRecord, ShardState};
+use schemas::{ShardId, ShardRecord, ShardState};
 use tokio::sync::Notify;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::{Seen, Stored, quick};
 use crate::world::room::Room;
-use crate::world::{World, http_get, metric, until};
+use crate::world::{World, http_get, metric, not_ready, ready, until};
 
 fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
     range.map(|seq| format!("s0:{seq}")).collect()
@@ -21,11 +20,6 @@ fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
 #[tokio::test]
 async fn a_typed_event_comes_with_everything_that_is_known_about_it() {
     let world = World::start().await;
-    let bucket = kv::Config {
-        bucket: world.prefix.fleet_bucket(),
-        ..kv::Config::default()
-    };
-    let bucket = world.jetstream.create_key_value(bucket).await.unwrap();
     let shard = ShardId::new(3, 4).unwrap();
     let record = ShardRecord {
         state: ShardState::Ready,
@@ -33,9 +27,7 @@ async fn a_typed_event_comes_with_everything_that_is_known_about_it() {
         guilds: Some(12),
         ..ShardRecord::new(shard)
     };
-    let value = serde_json::to_vec(&record).unwrap();
-    let key = FleetKey::Shard(shard).to_string();
-    bucket.put(key, value.into()).await.unwrap();
+    world.fleet([record]).await;
     let (seen, told) = (Seen::default(), Seen::default());
     let (note, tell) = (seen.clone(), told.clone());
     let handler = move |context: Context, event: MessageDelete| {
@@ -290,10 +282,7 @@ async fn a_stop_finishes_the_events_in_flight_and_leaves_the_rest() {
     }
     entered.notified().await;
     let stopping = tokio::spawn(worker.stop());
-    until("503", async || {
-        (http_get(address, "/ready").await.0 == 503).then_some(())
-    })
-    .await;
+    not_ready(address, "stopping").await;
     leave.notify_one();
     stopping.await.unwrap();
     assert_eq!(seen.all(), ids(1..=1));
@@ -401,24 +390,24 @@ async fn a_stream_that_is_purged_or_made_again_is_followed() {
     stream.purge().await.unwrap();
     world.store_delete(0, 7, 3).await;
     worker.resume();
-    seen.reaches(2).await;
-    assert_eq!(seen.all().last().unwrap(), "s0:3");
+    until("what is left to be handled", async || {
+        (seen.all().last()? == "s0:3").then_some(())
+    })
+    .await;
     let address = worker.http_address();
     world
         .jetstream
         .delete_stream("DISCORD_EVENTS")
         .await
         .unwrap();
-    until("not ready without its stream", async || {
-        let (status, body) = http_get(address, "/ready").await;
-        (status == 503 && body.contains("all of DISCORD_EVENTS")).then_some(())
-    })
-    .await;
+    not_ready(address, "all of DISCORD_EVENTS").await;
     world.create_stream(None).await;
     // Sequences count from 1 again, below the place the worker remembers.
     world.store_delete(0, 7, 4).await;
-    seen.reaches(3).await;
-    assert_eq!(seen.all().last().unwrap(), "s0:4");
+    until("the new stream's event", async || {
+        (seen.all().last()? == "s0:4").then_some(())
+    })
+    .await;
     assert_eq!(http_get(address, "/ready").await.0, 200);
 }
 
@@ -474,11 +463,7 @@ async fn events_go_on_after_a_restart_of_nats() {
     seen.reaches(1).await;
     world.nats.kill9().unwrap();
     world.nats.start_again().unwrap();
-    let address = worker.http_address();
-    until("ready again", async || {
-        (http_get(address, "/ready").await.0 == 200).then_some(())
-    })
-    .await;
+    ready(worker.http_address()).await;
     until("an event to be stored", async || {
         let storing = tokio::time::timeout(Duration::from_secs(2), world.store_delete(0, 7, 2));
         storing.await.ok()

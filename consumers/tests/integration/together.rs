@@ -10,7 +10,7 @@ use tokio::task::block_in_place;
 use twilight_model::gateway::payload::incoming::MessageDelete;
 
 use crate::event_world::Seen;
-use crate::world::{World, http_get, patience, until};
+use crate::world::{World, not_ready, patience, until};
 
 /// Enough for as many events to begin together as ever do.
 const WARM: u64 = 200;
@@ -130,12 +130,7 @@ async fn what_waits_goes_on_without_the_stream(events: Events) {
     seen.reaches(1).await;
     let deleted = world.jetstream.delete_stream("DISCORD_EVENTS").await;
     deleted.unwrap();
-    let address = worker.http_address();
-    until("not ready without the stream", async || {
-        let (status, body) = http_get(address, "/ready").await;
-        (status == 503 && body.contains("of DISCORD_EVENTS")).then_some(())
-    })
-    .await;
+    not_ready(worker.http_address(), "of DISCORD_EVENTS").await;
     pass.send(()).unwrap();
     assert_eq!(seen.reaches(2).await, ["began", "ended"]);
 }

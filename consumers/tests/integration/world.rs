@@ -4,16 +4,18 @@
 pub(crate) mod room;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::stream::{Republish, StorageType};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, kv, stream};
 use consumers::{Config, Fatal, Options, Router, Running, Worker};
 use schemas::message::{MessageId, NATS_MSG_ID};
-use schemas::{GuildId, Prefix, Subject};
+use schemas::{FleetKey, GuildId, Prefix, ShardRecord, Subject};
 use serde_json::{Value, json};
 use testkit::nats::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -234,6 +236,13 @@ impl World {
         self.try_worker(router, self.options()).await.unwrap()
     }
 
+    /// A worker that says this name.
+    pub(crate) async fn worker_named(&self, name: &str, router: Router) -> Running {
+        let mut options = self.options();
+        options.worker_id = Some(name.to_owned());
+        self.try_worker(router, options).await.unwrap()
+    }
+
     /// Stores a slash command that was typed `age` ago on this shard; returns the interaction's id.
     pub(crate) async fn typed(&self, shard: u32, command: &str, age: Duration) -> u64 {
         let id = self.snowflake(age);
@@ -250,22 +259,44 @@ impl World {
     /// Stores any payload as an interaction of a shard.
     pub(crate) async fn store(&self, shard: u32, payload: bytes::Bytes) {
         let seq = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = "INTERACTION_CREATE";
-        let guild = GuildId::new(1_235_680_858_241_376_258);
         let subject = Subject::Event {
             shard,
-            guild,
-            event,
-        }
-        .with_prefix(&self.prefix);
+            guild: GuildId::new(1_235_680_858_241_376_258),
+            event: "INTERACTION_CREATE",
+        };
+        let id = MessageId::dispatch("session", seq).to_string();
+        self.publish(&subject, id, payload).await.unwrap();
+    }
+
+    /// Stores a frame under this id, as a proxy would.
+    pub(crate) async fn publish(
+        &self,
+        subject: &Subject<'_>,
+        id: String,
+        frame: impl Into<bytes::Bytes>,
+    ) -> Result<(), PublishError> {
+        let subject = subject.with_prefix(&self.prefix);
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MSG_ID, MessageId::dispatch("session", seq).to_string());
-        let stored = self
+        headers.insert(NATS_MSG_ID, id);
+        let sent = self
             .jetstream
-            .publish_with_headers(subject, headers, payload)
-            .await
-            .unwrap();
-        stored.await.unwrap();
+            .publish_with_headers(subject, headers, frame.into());
+        sent.await?.await.map(drop)
+    }
+
+    /// The bucket in which proxies keep the records of their shards, with these.
+    pub(crate) async fn fleet(&self, records: impl IntoIterator<Item = ShardRecord>) -> kv::Store {
+        let config = kv::Config {
+            bucket: self.prefix.fleet_bucket(),
+            ..kv::Config::default()
+        };
+        let bucket = self.jetstream.create_key_value(config).await.unwrap();
+        for record in records {
+            let key = FleetKey::Shard(record.shard).to_string();
+            let value = serde_json::to_vec(&record).unwrap();
+            bucket.put(key, value.into()).await.unwrap();
+        }
+        bucket
     }
 
     pub(crate) fn snowflake(&self, age: Duration) -> u64 {
@@ -282,9 +313,13 @@ impl World {
             .to_owned()
     }
 
-    /// Waits until the consumer has nothing left to deliver and nothing unacknowledged.
+    /// Waits until the consumer of interactions has nothing left to deliver and nothing unacknowledged.
     pub(crate) async fn settled(&self, stream: &str) {
-        let consumer = "commands";
+        self.settled_at(stream, "commands").await;
+    }
+
+    /// The same for any consumer.
+    pub(crate) async fn settled_at(&self, stream: &str, consumer: &str) {
         until("the consumer to settle", async || {
             let stream = self.jetstream.get_stream_no_info(stream).await.ok()?;
             let info = stream.consumer_info(consumer).await.ok()?;
@@ -304,7 +339,7 @@ pub(crate) fn frame(id: u64, command: &str) -> Value {
 }
 
 /// `GET path` of a worker's HTTP endpoints: status and body.
-pub(crate) async fn http_get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -315,6 +350,23 @@ pub(crate) async fn http_get(address: std::net::SocketAddr, path: &str) -> (u16,
         head.split(' ').nth(1).unwrap().parse().unwrap(),
         body.to_owned(),
     )
+}
+
+/// Waits until `/ready` says yes.
+pub(crate) async fn ready(address: SocketAddr) {
+    until("ready", async || {
+        (http_get(address, "/ready").await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+/// Waits until `/ready` says no, for this reason among others.
+pub(crate) async fn not_ready(address: SocketAddr, reason: &str) {
+    until("not ready", async || {
+        let (status, body) = http_get(address, "/ready").await;
+        (status == 503 && body.contains(reason)).then_some(())
+    })
+    .await;
 }
 
 /// Waits until `/metrics` has this line.
