@@ -1,11 +1,11 @@
 //! Tasks that one worker runs: never two at once, and always one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use consumers::{HandlerError, Router, Running, Singleton, Turn, WorkerContext};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::event_world::Seen;
 use crate::world::{World, metric, patience, until};
@@ -86,10 +86,8 @@ impl Runs {
 }
 
 async fn worker(world: &World, name: &str, singleton: Singleton) -> Running {
-    let mut options = world.options();
-    options.worker_id = Some(name.to_owned());
     let router = Router::new().singleton(singleton);
-    world.try_worker(router, options).await.unwrap()
+    world.worker_named(name, router).await
 }
 
 #[tokio::test]
@@ -203,17 +201,23 @@ async fn a_worker_that_was_frozen_in_a_run_does_not_take_another_step() {
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicBool::new(false)),
     );
+    let (thaw, thawed) = mpsc::channel();
     let (stepped, awake, begin) = (step.clone(), woke.clone(), runs.clone());
+    let thawed = Arc::new(Mutex::new(thawed));
     let freezes = move |context: WorkerContext, turn: Turn| {
         let (stepped, awake, runs) = (stepped.clone(), awake.clone(), begin.clone());
+        let thawed = Arc::clone(&thawed);
         async move {
             let ending = runs.begin(&context, &turn);
-            // The whole process stands still, as far as this worker can tell.
-            std::thread::sleep(SECOND * 3);
-            assert!(!turn.is_valid());
-            awake.store(true, Ordering::SeqCst);
+            let (wake, woken) = oneshot::channel();
+            // Keeps the only thread: the whole process stands still, as far as this worker can tell.
+            tokio::spawn(async move {
+                thawed.lock().unwrap().recv_timeout(patience()).unwrap();
+                awake.store(!turn.is_valid(), Ordering::SeqCst);
+                drop(wake.send(()));
+            });
+            woken.await?;
             // What follows belongs to the next holder.
-            tokio::task::yield_now().await;
             stepped.store(true, Ordering::SeqCst);
             drop(ending);
             Ok::<(), HandlerError>(())
@@ -225,6 +229,7 @@ async fn a_worker_that_was_frozen_in_a_run_does_not_take_another_step() {
     let env = |name: &str| (name == "DISCORD_TOKEN").then(|| "x".into());
     options.api_url = Some(world.discord.url().to_owned());
     let config = consumers::Config::with_environment(options, &env).unwrap();
+    let (end, ended) = oneshot::channel::<()>();
     let frozen = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -235,7 +240,8 @@ async fn a_worker_that_was_frozen_in_a_run_does_not_take_another_step() {
                 .start()
                 .await
                 .unwrap();
-            tokio::time::sleep(SECOND * 5).await;
+            // Until the test is done with it.
+            ended.await.ok();
             drop(running);
         });
     });
@@ -244,10 +250,11 @@ async fn a_worker_that_was_frozen_in_a_run_does_not_take_another_step() {
     let all = runs.reaches(2).await;
     assert_eq!(all[1].worker, "second");
     assert!(all[1].token > all[0].token);
-    until("the frozen worker to wake", async || {
-        woke.load(Ordering::SeqCst).then_some(())
-    })
-    .await;
+    thaw.send(()).unwrap();
+    // Taken away from its worker, or done if that went on with it.
+    until("the frozen run to end", async || runs.all()[0].ended).await;
+    assert!(woke.load(Ordering::SeqCst), "its lease was over");
+    drop(end);
     frozen.join().unwrap();
     assert!(!step.load(Ordering::SeqCst), "another worker had its turn");
     second.stop().await;
