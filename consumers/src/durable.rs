@@ -15,6 +15,7 @@ use async_nats::jetstream::stream::Stream;
 use schemas::Prefix;
 
 use crate::events::Events;
+use crate::streams;
 
 /// Event that this durable selects.
 const INTERACTION_CREATE: &str = "INTERACTION_CREATE";
@@ -161,9 +162,8 @@ impl Durable {
             pinned: true,
             widen: true,
         };
-        let index = (event_streams > 1).then(|| shard % event_streams);
         Self {
-            stream: prefix.event_stream(index),
+            stream: streams::of_shard(prefix, event_streams, shard),
             name: format!("{}-{shard}", events.name),
             terms,
         }
@@ -175,12 +175,8 @@ impl Durable {
             name: name.to_owned(),
             terms: terms.clone(),
         };
-        if event_streams == 1 {
-            return vec![on(prefix.event_stream(None))];
-        }
-        (0..event_streams)
-            .map(|index| on(prefix.event_stream(Some(index))))
-            .collect()
+        let streams = streams::all(prefix, event_streams);
+        streams.into_iter().map(on).collect()
     }
 
     /// What a person calls it: `name of STREAM`.

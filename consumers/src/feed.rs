@@ -12,6 +12,8 @@ use schemas::message::NATS_MSG_ID;
 use schemas::{EventName, GuildId, Prefix, ProxyEvent, Subject};
 use time::OffsetDateTime;
 
+use crate::streams;
+
 /// Between two points of a shard's events some are missing or may be: the body of `PROXY_GAP`.
 pub type Gap = schemas::ProxyGap;
 /// A shard changed its state: the body of `PROXY_SHARD`.
@@ -175,19 +177,14 @@ impl Feed {
         event_streams: u32,
         start: Start,
     ) -> Result<Self, FeedError> {
-        let names = match event_streams {
-            0 | 1 => vec![prefix.event_stream(None)],
-            several => (0..several)
-                .map(|index| prefix.event_stream(Some(index)))
-                .collect(),
-        };
-        let mut streams = Vec::with_capacity(names.len());
+        let names = streams::all(prefix, event_streams);
+        let mut read = Vec::with_capacity(names.len());
         for name in names {
-            streams.push(read_stream(jetstream, name, start).await?);
+            read.push(read_stream(jetstream, name, start).await?);
         }
         Ok(Self {
             prefix: prefix.clone(),
-            messages: select_all(streams),
+            messages: select_all(read),
         })
     }
 

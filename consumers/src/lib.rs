@@ -55,6 +55,7 @@ mod sender;
 mod shards;
 mod singleton;
 mod status;
+mod streams;
 mod telemetry;
 mod throttle;
 mod verdict;

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::metrics::{CommandMetrics, CommandOutcome};
+use crate::streams;
 
 /// Longest wait for a proxy's word: it answers at once, also when the command must wait.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -202,10 +203,8 @@ impl CommandSender {
     /// The event streams with their last sequences.
     async fn stream_ends(&self) -> Result<Vec<(String, u64)>, SendError> {
         let jetstream = jetstream::new(self.client.clone());
-        let several = self.event_streams > 1;
         let mut ends = Vec::new();
-        for index in 0..self.event_streams {
-            let name = self.prefix.event_stream(several.then_some(index));
+        for name in streams::all(&self.prefix, self.event_streams) {
             let stream = match timeout(API_TIMEOUT, jetstream.get_stream(&name)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return Err(SendError::Nats(format!("{name}: {error}"))),

@@ -12,6 +12,7 @@ use schemas::{EventKind, GuildId, ShardPosition};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::INSTANCE_DEAD_AFTER;
 use super::Shared;
 use super::batch::{At, Batch, Changes, Known as _};
 use super::event::{self, GuildEvent};
@@ -20,7 +21,8 @@ use super::pace::{Beginning, Pace, beginning};
 use super::shares::is_misplaced;
 use super::source::{self, Source, Stored};
 use super::store::WriteError;
-use super::{INSTANCE_DEAD_AFTER, unix_ms};
+use crate::registry::unix_ms;
+use crate::streams;
 
 /// Pause before a shard that failed is tried again; doubled up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -250,8 +252,7 @@ impl Follower {
 
     async fn stream(&self) -> Result<Stream<()>, String> {
         let shared = &*self.shared;
-        let index = (shared.event_streams > 1).then(|| self.shard % shared.event_streams);
-        let name = shared.prefix.event_stream(index);
+        let name = streams::of_shard(&shared.prefix, shared.event_streams, self.shard);
         let stream = shared.link.jetstream.get_stream_no_info(&name).await;
         stream.map_err(|error| error.to_string())
     }
