@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use schemas::{DirectoryInstance, Prefix};
 use tokio::time::{sleep_until, timeout, timeout_at};
@@ -35,6 +35,7 @@ pub use options::{DirectoryConfig, DirectoryOptions};
 
 use crate::exit::Fatal;
 use crate::nats::{self, Link};
+use crate::registry::unix_ms;
 use crate::rest::{Membership, Rest};
 use crate::shards::Shards;
 use crate::throttle::Throttle;
@@ -369,12 +370,4 @@ async fn beat(shared: Arc<Shared>) {
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(task))
-}
-
-/// The wall clock, Unix milliseconds.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }

@@ -178,9 +178,9 @@ impl<T: Leased> Keeper<T> {
     }
 }
 
-async fn changed<T>(value: &mut watch::Receiver<T>) {
+/// Waits until the value changes; for ever when nobody can change it any more.
+pub(crate) async fn changed<T>(value: &mut watch::Receiver<T>) {
     if value.changed().await.is_err() {
-        // Nobody can change it any more.
         std::future::pending::<()>().await;
     }
 }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
-use schemas::message::{SERVICE_ERROR, SERVICE_ERROR_CODE};
 use schemas::{
     DirectoryStats, GuildId, GuildInfo, GuildPage, GuildsRequest, Prefix, QueryKind, ShardPage,
     ShardsRequest, Snowflake, Subject, UserInfo,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::messages::refusal;
 
 /// Longest wait for an answer, well within the 3 seconds an interaction has.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -136,13 +137,7 @@ impl Directory {
             }
             Err(_) => return Err(QueryError::TimedOut),
         };
-        if let Some(headers) = &answer.headers
-            && let Some(text) = headers.get(SERVICE_ERROR)
-        {
-            let code = headers.get(SERVICE_ERROR_CODE);
-            let code = code.and_then(|code| code.as_str().parse().ok());
-            let text = text.as_str().to_owned();
-            let code = code.unwrap_or(500);
+        if let Some((code, text)) = refusal(answer.headers.as_ref()) {
             return Err(QueryError::Refused { code, text });
         }
         serde_json::from_slice(&answer.payload).map_err(QueryError::Unreadable)

@@ -175,7 +175,8 @@ fn ready(d: Ready) -> GuildEvent {
     }
 }
 
-fn data<D: DeserializeOwned>(frame: &[u8]) -> Result<D, serde_json::Error> {
+/// The `d` of a frame.
+pub(super) fn data<D: DeserializeOwned>(frame: &[u8]) -> Result<D, serde_json::Error> {
     #[derive(Deserialize)]
     struct Frame<D> {
         d: D,

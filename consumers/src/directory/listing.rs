@@ -15,7 +15,7 @@ use twilight_http::response::marker::EmptyBody;
 use twilight_http::routing::Route;
 
 use super::batch::{Changes, Revised};
-use super::unix_ms;
+use crate::registry::unix_ms;
 use crate::rest::Rest;
 
 /// Guilds per request, Discord's most (Get Current User Guilds).

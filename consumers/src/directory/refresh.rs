@@ -11,9 +11,10 @@ use twilight_http::request::Request;
 use twilight_http::response::marker::EmptyBody;
 use twilight_http::routing::Route;
 
+use super::Shared;
 use super::batch::{Known as _, Revised, adopt};
 use super::event::{self, Facts};
-use super::{Shared, unix_ms};
+use crate::registry::unix_ms;
 use crate::rest::{Rest, RestError, Verdict};
 
 /// Time for the GUILD_CREATE that follows a new session: Discord sends them within seconds, for

@@ -14,6 +14,7 @@ use schemas::{EventKind, Prefix, Snowflake, Timestamp, UserInfo, UserKey};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::event::data;
 use super::source::Stored;
 use super::store::open_bucket;
 use crate::nats::Link;
@@ -172,14 +173,15 @@ fn sights_in(stored: &Stored) -> Vec<Sight> {
     let guild = stored.guild.map(Snowflake::from);
     let users = match EventKind::from_name(&stored.event) {
         Some(EventKind::GuildMemberAdd | EventKind::GuildMemberUpdate) => {
-            data::<Member>(&stored.frame).map(|member| vec![member.user])
+            let member = data::<Member>(&stored.frame).ok();
+            member.map(|member| vec![member.user])
         }
         // A webhook's author is no user.
-        Some(EventKind::MessageCreate) => data::<Message>(&stored.frame).map(|message| {
+        Some(EventKind::MessageCreate) => data::<Message>(&stored.frame).ok().map(|message| {
             let is_user = message.webhook_id.is_none();
             Vec::from_iter(is_user.then_some(message.author))
         }),
-        Some(EventKind::GuildCreate) => data::<Guild>(&stored.frame).map(|guild| {
+        Some(EventKind::GuildCreate) => data::<Guild>(&stored.frame).ok().map(|guild| {
             guild
                 .members
                 .into_iter()
@@ -194,15 +196,6 @@ fn sights_in(stored: &Stored) -> Vec<Sight> {
         unix_ms: stored.unix_ms,
     };
     users.unwrap_or_default().into_iter().map(sight).collect()
-}
-
-fn data<D: serde::de::DeserializeOwned>(frame: &[u8]) -> Option<D> {
-    #[derive(Deserialize)]
-    struct Frame<D> {
-        d: D,
-    }
-    let frame: Frame<D> = serde_json::from_slice(frame).ok()?;
-    Some(frame.d)
 }
 
 #[derive(Deserialize)]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, sleep_until};
 
 use super::hand::Hand;
 use super::{End, FIRST_PULL_EXPIRES, PULL_EXPIRES, Tenure, WINDOW};
 use crate::intake::{Arrival, Intake};
+use crate::lease::changed;
 
 /// Pause before an event whose task could not begin is looked at again.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -125,12 +126,5 @@ fn begin_together(hand: &mut Hand, slots: OwnedSemaphorePermit) {
     }
     if !together.is_empty() {
         hand.begin(together, slots);
-    }
-}
-
-async fn changed(paused: &mut watch::Receiver<bool>) {
-    if paused.changed().await.is_err() {
-        // Nobody can change it any more.
-        std::future::pending::<()>().await;
     }
 }
