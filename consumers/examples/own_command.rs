@@ -24,8 +24,9 @@ async fn roll(_: Context, interaction: Interaction) -> Result<Response, HandlerE
         Some(CommandOptionValue::Integer(sides)) => u64::try_from(*sides)?.max(1),
         _ => 6,
     };
-    // Ids are unique, so they serve as dice; and a redelivery rolls the same.
-    let eyes = interaction.id.get() % sides + 1;
+    // The id's milliseconds serve as dice (its last bits are mostly the same), and a redelivery rolls
+    // the same.
+    let eyes = (interaction.id.get() >> 22) % sides + 1;
     let user = interaction
         .author()
         .ok_or("an interaction without a user")?;
