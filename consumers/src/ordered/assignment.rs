@@ -129,17 +129,6 @@ mod tests {
         assert_eq!(plan("gone", &view), Plan::default());
     }
 
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 % limit as u64).unwrap()
-        }
-    }
-
     /// Lets one member act on a view that may be old; claims are compare-and-set on the truth.
     fn act(truth: &mut View, seen: &View, me: &str) -> usize {
         let Plan { take, release } = plan(me, seen);
@@ -162,20 +151,20 @@ mod tests {
     #[test]
     fn any_group_comes_to_rest_balanced_whatever_came_and_went() {
         for seed in 1..300 {
-            let mut random = Random(seed);
-            let shards = 1 + u32::try_from(random.below(40)).unwrap();
+            let mut random = fastrand::Rng::with_seed(seed);
+            let shards = random.u32(1..=40);
             let mut truth = view(&["w0"], &[], shards);
             let mut old = truth.clone();
             for step in 0..200 {
-                let worker = format!("w{}", random.below(6));
-                match random.below(12) {
+                let worker = format!("w{}", random.usize(..6));
+                match random.usize(..12) {
                     0 => drop(truth.members.insert(worker, false)),
                     1 if truth.members.len() > 1 => drop(truth.members.remove(&worker)),
                     2 if truth.members.len() > 1 && truth.members.contains_key(&worker) => {
                         truth.members.insert(worker, true);
                     }
                     _ if truth.members.contains_key(&worker) => {
-                        let seen = if random.below(3) == 0 { &old } else { &truth };
+                        let seen = if random.usize(..3) == 0 { &old } else { &truth };
                         let seen = seen.clone();
                         act(&mut truth, &seen, &worker);
                     }

@@ -139,17 +139,6 @@ mod tests {
         assert_eq!(shares.grant(), 25);
     }
 
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 % limit as u64).unwrap()
-        }
-    }
-
     /// A worker that has read the log up to a point, and uses what it found last.
     struct Worker {
         shares: Shares,
@@ -181,12 +170,12 @@ mod tests {
     #[test]
     fn never_more_than_the_budget_is_used_however_late_each_worker_reads() {
         for seed in 1..400 {
-            let mut random = Random(seed);
+            let mut random = fastrand::Rng::with_seed(seed);
             let mut log = Log::new();
             let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
             for step in 0..600 {
                 let name = format!("w{step}");
-                match random.below(40) {
+                match random.usize(..40) {
                     0 if workers.len() < 7 => {
                         log.push((name.clone(), Some(0)));
                         let shares = Shares::new(name.clone(), BUDGET);
@@ -195,15 +184,15 @@ mod tests {
                         workers.insert(name, worker);
                     }
                     1 if !workers.is_empty() => {
-                        let gone = workers.keys().nth(random.below(workers.len()));
+                        let gone = workers.keys().nth(random.usize(..workers.len()));
                         let gone = gone.unwrap().clone();
                         workers.remove(&gone);
                         log.push((gone, None));
                     }
                     _ if !workers.is_empty() => {
-                        let which = random.below(workers.len());
+                        let which = random.usize(..workers.len());
                         let worker = workers.values_mut().nth(which).unwrap();
-                        let to = worker.read + random.below(log.len() - worker.read + 1);
+                        let to = worker.read + random.usize(..=log.len() - worker.read);
                         worker.catch_up(&log, to);
                         worker.act(&mut log);
                     }
