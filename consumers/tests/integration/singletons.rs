@@ -214,7 +214,7 @@ async fn a_worker_that_was_frozen_in_a_run_does_not_take_another_step() {
             tokio::spawn(async move {
                 thawed.lock().unwrap().recv_timeout(patience()).unwrap();
                 awake.store(!turn.is_valid(), Ordering::SeqCst);
-                drop(wake.send(()));
+                wake.send(()).ok();
             });
             woken.await?;
             // What follows belongs to the next holder.
