@@ -1,5 +1,6 @@
 //! Tells all workers of a bot something at once, and gathers what they answer.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use async_nats::StatusCode;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use schemas::message::WORKER;
 use schemas::{Prefix, Subject};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::sleep;
 
 use crate::messages::{MessageError, publish, refusal};
 
@@ -84,7 +85,8 @@ impl Broadcast {
         within: Duration,
         most: usize,
     ) -> Result<Vec<WorkerAnswer>, MessageError> {
-        let deadline = Instant::now() + within;
+        // Not a moment: there is none so late that a patient program could not ask for a later one.
+        let mut over = pin!(sleep(within));
         let subject = self.subject(topic)?;
         let inbox = self.client.new_inbox();
         let subscribing = self.client.subscribe(inbox.clone());
@@ -94,9 +96,12 @@ impl Broadcast {
         publish(&self.client, subject, Some(inbox), payload.into()).await?;
         let mut gathered = Vec::new();
         while gathered.len() < most {
-            let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await else {
-                break;
+            let answer = tokio::select! {
+                biased;
+                answer = answers.next() => answer,
+                () = &mut over => None,
             };
+            let Some(answer) = answer else { break };
             if answer.status == Some(StatusCode::NO_RESPONDERS) {
                 break;
             }

@@ -50,6 +50,8 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long [`Rest::send`] tries unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest that it does: four times what the token of an interaction is good for.
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 /// Tries of [`Rest::send`], with the pauses below 12 seconds and more.
 const SEND_TRIES_MAX: u32 = 6;
 /// Pause after the first failed try of [`Rest::send`]; doubled after each further one.
@@ -115,7 +117,7 @@ impl Rest {
         }
     }
 
-    /// The same, trying for this long instead of 15 seconds.
+    /// The same, trying for this long instead of 15 seconds, an hour at most.
     #[must_use]
     pub fn within(&self, patience: Duration) -> Self {
         Self {
@@ -313,7 +315,7 @@ struct Tries {
 impl Tries {
     fn new(patience: Duration) -> Self {
         Self {
-            deadline: Instant::now() + patience,
+            deadline: Instant::now() + patience.min(PATIENCE_MAX),
             made: 0,
             pause: SEND_FIRST_PAUSE,
         }
@@ -523,5 +525,11 @@ mod tests {
         for status in [400, 401, 403, 405, 413] {
             assert_eq!(judge(status, Some(50_035)), Verdict::Refused, "{status}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_without_an_end_does_not_panic_and_is_an_hour() {
+        let tries = Tries::new(Duration::MAX);
+        assert_eq!(tries.deadline, Instant::now() + Duration::from_secs(3600));
     }
 }

@@ -112,6 +112,16 @@ async fn a_handler_that_fails_panics_or_says_too_much_is_answered_as_an_error() 
 }
 
 #[tokio::test]
+async fn a_question_without_an_end_does_not_panic_and_ends_with_the_last_answer() {
+    let world = World::start().await;
+    let worker = worker(&world, "w", Router::new()).await;
+    let broadcast = broadcast(&world).await;
+    let answers = broadcast.gather("who", "", Duration::MAX, 1).await.unwrap();
+    assert_eq!(answers[0].worker, "w");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn a_message_that_nats_does_not_take_is_refused_before_it_is_sent() {
     let world = World::start().await;
     let broadcast = broadcast(&world).await;
