@@ -33,6 +33,7 @@ const HELD_PAUSE: Duration = Duration::from_millis(100);
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why reading a shard ended.
 enum End {
     /// Told to stop; the position is written.
