@@ -241,6 +241,10 @@ impl Events {
 
     /// How many events this worker handles at once.
     ///
+    /// A shared worker has as many at a time, and while handlers end quickly it asks ahead: for as many
+    /// more as it handled in the last 20 ms, 512 at most. Those that wait longer than half a second
+    /// for a handler are given back, which counts as a delivery, and go to another worker.
+    ///
     /// # Panics
     /// Outside of 1 to 10,000.
     #[must_use]

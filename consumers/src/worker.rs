@@ -2,11 +2,13 @@
 //! handles events until it is stopped. Several workers share the consumers; each interaction and
 //! each event goes to one of them.
 
+mod ahead;
 mod attempt;
 mod begun;
 mod delivery;
 mod event_pool;
 mod events;
+mod in_hand;
 mod listener;
 mod opening;
 mod outcome;

@@ -1,25 +1,21 @@
-//! Shared events: pulls from one durable that all workers of its name share, never more than there
-//! are free slots, lets handlers try, and tells the stream about each event by itself.
+//! Shared events: pulls from one durable that all workers of its name share, as many as there are
+//! free places and, while handlers end quickly, some ahead; lets handlers try, and tells the stream
+//! about each event by itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
-use async_nats::{Client, Message};
 use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::Instrument as _;
 
-use super::begun::{Begun, Item, Together};
-use super::settle::tell;
+use super::in_hand::InHand;
 use super::shared::Shared;
-use super::shared_event::{begin_shared, go_on, read};
 use crate::durable::{Durable, Opened};
 use crate::events::Events;
 use crate::intake::{Arrival, Intake};
@@ -31,6 +27,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(10);
 /// How often the consumer's place is remembered, in case somebody deletes it: what was acknowledged
 /// since the last look is handled again then.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often requests that got lost and events that wait for a place are looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest wait for one answer of JetStream's API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the consumer could not be opened; doubled up to [`REOPEN_PAUSE_MAX`].
@@ -59,50 +57,6 @@ enum End {
     Stopping,
 }
 
-/// Events in hand, and the tasks that see to them.
-#[derive(Debug)]
-struct InHand {
-    tasks: JoinSet<(Begun, Places)>,
-    taken: Arc<AtomicUsize>,
-    together: Together,
-}
-
-/// Places that events take while they are in hand, whatever becomes of their task.
-#[derive(Debug)]
-struct Places {
-    taken: Arc<AtomicUsize>,
-    number: usize,
-}
-
-impl Places {
-    fn take(taken: &Arc<AtomicUsize>, number: usize) -> Self {
-        taken.fetch_add(number, Ordering::Relaxed);
-        let taken = Arc::clone(taken);
-        Self { taken, number }
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(self.number, Ordering::Relaxed);
-    }
-}
-
-impl InHand {
-    fn new() -> Self {
-        Self {
-            tasks: JoinSet::new(),
-            taken: Arc::default(),
-            together: Together::new(),
-        }
-    }
-
-    /// How many events are in hand.
-    fn events(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
-    }
-}
-
 /// How far the consumer was when somebody looked.
 #[derive(Debug)]
 struct Known {
@@ -113,7 +67,8 @@ struct Known {
 impl EventPuller {
     /// Pulls until told to stop, then until what is in flight is done.
     pub(crate) async fn run(self, place: Place) {
-        let mut in_hand = InHand::new();
+        let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
+        let mut in_hand = InHand::new(shared, events, self.slots);
         let mut known = Arc::new(Known {
             created: place.created,
             floor: AtomicU64::new(place.floor),
@@ -131,62 +86,18 @@ impl EventPuller {
             match end {
                 End::Again => {}
                 End::Paused => self.wait_for_resume(&mut in_hand).await,
-                End::Reopen => match self.meanwhile(&mut in_hand, self.reopen(&known)).await {
+                End::Reopen => match in_hand.meanwhile(self.reopen(&known)).await {
                     Some(opened) => known = opened,
                     None => break,
                 },
                 End::Stopping => break,
             }
         }
+        in_hand.give_back();
         let in_flight = in_hand.events();
         let consumer = &self.durable.name;
         tracing::info!(consumer, in_flight, "stopped pulling events, finishing");
-        while self.some_ended(&mut in_hand).await.is_some() {}
-    }
-
-    /// Waits until a task is over, which frees places; `None` when there is none. Cancel-safe.
-    async fn some_ended(&self, in_hand: &mut InHand) -> Option<()> {
-        let (begun, places) = match in_hand.tasks.join_next().await? {
-            Ok(ended) => ended,
-            // What handlers do is contained; only a mistake here could end a task so. Its events
-            // are delivered again.
-            Err(error) => {
-                tracing::error!(%error, "the task of events ended");
-                return Some(());
-            }
-        };
-        in_hand.together.learn(&begun);
-        for waiting in begun.waiting {
-            let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
-            let place = Places::take(&in_hand.taken, 1);
-            let span = waiting.span.clone();
-            let going_on = async move {
-                let sequence = waiting.item.context.event.sequence;
-                go_on(&shared, &events, waiting).await;
-                (Begun::ended(sequence), place)
-            };
-            in_hand.tasks.spawn(going_on.instrument(span));
-        }
-        let mut left = begun.left.into_iter().peekable();
-        while left.peek().is_some() {
-            let together = left.by_ref().take(in_hand.together.most()).collect();
-            self.begin(together, in_hand);
-        }
-        drop(places);
-        Some(())
-    }
-
-    /// Waits for something else and sees to what is in hand meanwhile: a handler must not stand still
-    /// because the stream is away.
-    async fn meanwhile<T>(&self, in_hand: &mut InHand, other: impl Future<Output = T>) -> T {
-        tokio::pin!(other);
-        loop {
-            tokio::select! {
-                biased;
-                output = &mut other => return output,
-                Some(()) = self.some_ended(in_hand) => {}
-            }
-        }
+        while in_hand.some_ended().await.is_some() {}
     }
 
     async fn pull(&self, in_hand: &mut InHand) -> End {
@@ -196,7 +107,7 @@ impl EventPuller {
         let mut intake = tokio::select! {
             biased;
             () = stopping.cancelled() => return End::Stopping,
-            opened = self.meanwhile(in_hand, opening) => match opened {
+            opened = in_hand.meanwhile(opening) => match opened {
                 Ok(intake) => intake,
                 Err(error) => return self.failed(&error),
             },
@@ -204,42 +115,40 @@ impl EventPuller {
         let replaced = link.replaced(intake.connection());
         let stopped = stopping.cancelled();
         tokio::pin!(replaced, stopped);
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if let Err(error) = self.ask(&mut intake, in_hand.events()).await {
+            let wanted = in_hand.wanted(intake.outstanding());
+            if wanted > 0
+                && let Err(error) = intake.request(wanted, PULL_EXPIRES, false).await
+            {
                 return self.failed(&error);
             }
-            let waiting = intake.outstanding() > 0;
-            let overdue = intake.overdue();
             tokio::select! {
                 biased;
                 () = &mut stopped => {
-                    give_back(&self.shared.link.client, &mut intake).await;
+                    give_back(&mut intake, in_hand);
                     return End::Stopping;
                 }
                 () = becomes(&mut paused, true) => {
-                    give_back(&self.shared.link.client, &mut intake).await;
+                    give_back(&mut intake, in_hand);
                     return End::Paused;
                 }
-                Some(()) = self.some_ended(in_hand) => {}
+                Some(()) = in_hand.some_ended() => {}
                 () = &mut replaced => return End::Again,
                 arrival = intake.next() => {
                     if let Some(end) = self.arrived(arrival, &mut intake, in_hand) {
                         return end;
                     }
                 }
-                () = sleep_until(overdue), if waiting => intake.forget(),
+                _ = look.tick() => {
+                    if intake.outstanding() > 0 && Instant::now() >= intake.overdue() {
+                        intake.forget();
+                    }
+                    in_hand.give_back_overdue();
+                }
             }
         }
-    }
-
-    /// Asks for as many events as there are free slots, but not for each one that becomes free.
-    async fn ask(&self, intake: &mut Intake, busy: usize) -> Result<(), String> {
-        let free = self.slots.saturating_sub(busy + intake.outstanding());
-        let enough = intake.outstanding() == 0 || free >= self.slots.div_ceil(4);
-        if free == 0 || !enough {
-            return Ok(());
-        }
-        intake.request(free, PULL_EXPIRES, false).await
     }
 
     /// Sees to what came in, and to what came in with it.
@@ -259,38 +168,15 @@ impl EventPuller {
                 Some(Arrival::Gone(why) | Arrival::Refused(why)) => end = Some(self.failed(&why)),
                 None => end = Some(End::Stopping),
             }
-            if together.len() == in_hand.together.most() {
-                self.start(std::mem::take(&mut together), in_hand);
-            }
             next = match end {
                 None => intake.next().now_or_never(),
                 Some(_) => None,
             };
         }
         if !together.is_empty() {
-            self.start(together, in_hand);
+            in_hand.take(together);
         }
         end
-    }
-
-    /// Starts a task for what came in together.
-    fn start(&self, messages: Vec<Message>, in_hand: &mut InHand) {
-        let places = Places::take(&in_hand.taken, messages.len());
-        let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
-        in_hand.tasks.spawn(async move {
-            let items = read(&shared, &events, messages).await;
-            (begin_shared(&shared, &events, items).await, places)
-        });
-    }
-
-    /// The same for events that had no turn yet.
-    fn begin(&self, items: Vec<Item>, in_hand: &mut InHand) {
-        let places = Places::take(&in_hand.taken, items.len());
-        let (shared, events) = (Arc::clone(&self.shared), Arc::clone(&self.events));
-        in_hand.tasks.spawn(async move {
-            let begun = begin_shared(&shared, &events, items).await;
-            (begun, places)
-        });
     }
 
     fn failed(&self, error: &str) -> End {
@@ -311,7 +197,7 @@ impl EventPuller {
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = becomes(&mut paused, false) => break,
-                Some(()) = self.some_ended(in_hand) => {}
+                Some(()) = in_hand.some_ended() => {}
             }
         }
         tracing::info!(consumer = self.durable.name, "resumed");
@@ -403,10 +289,11 @@ async fn look(shared: Arc<Shared>, durable: Durable, known: Arc<Known>) {
 }
 
 /// Hands back what has arrived and will not be started, so that another worker has it at once.
-async fn give_back(client: &Client, intake: &mut Intake) {
+fn give_back(intake: &mut Intake, in_hand: &mut InHand) {
+    in_hand.give_back();
     while let Some(Some(arrival)) = intake.next().now_or_never() {
         if let Arrival::Message(message) = arrival {
-            tell(client, &message, AckKind::Nak(None)).await;
+            in_hand.tell_or_not(&message, AckKind::Nak(None));
         }
     }
 }
