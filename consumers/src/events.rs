@@ -113,7 +113,7 @@ pub(crate) enum Dispatch {
 
 impl Events {
     /// Shares the events among all workers with this name, each event to one of them, in no order.
-    /// Best for what stands on its own: commands, notifications, statistics.
+    /// Best for what stands on its own: notifications, logs.
     ///
     /// `name` is the durable consumer's: `[A-Za-z0-9_-]{1,32}`.
     #[must_use]
