@@ -13,6 +13,7 @@ use schemas::Prefix;
 use crate::context::Context;
 use crate::event::{RawEvent, TypedEvent};
 use crate::feed::{Gap, ShardChange, Start};
+use crate::lease;
 use crate::messages::MessageHandler;
 use crate::metrics::{EventCounters, EventOutcome, Metrics};
 use crate::router::HandlerError;
@@ -25,6 +26,8 @@ const CONCURRENCY: usize = 64;
 const CONCURRENCY_MAX: usize = 10_000;
 /// Longest time for one attempt unless a worker says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest that a worker may say: what is limited by more is not limited.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// Lease on a worker's shards, in ordered mode; the smallest TTL of NATS.
 const LEASE: Duration = Duration::from_secs(1);
 
@@ -256,10 +259,11 @@ impl Events {
     }
 
     /// Longest time for one attempt; a handler that takes longer is dropped and has failed. One that
-    /// keeps its thread cannot be: such work belongs into [`tokio::task::spawn_blocking`].
+    /// keeps its thread cannot be: such work belongs into [`tokio::task::spawn_blocking`]. 30 s unless
+    /// set, a day at most.
     #[must_use]
-    pub const fn timeout(mut self, limit: Duration) -> Self {
-        self.timeout = limit;
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit.min(TIMEOUT_MAX);
         self
     }
 
@@ -278,10 +282,10 @@ impl Events {
     }
 
     /// Ordered mode: how long a worker may be silent until its shards go to others, in whole
-    /// seconds, at least one. Longer leases suit machines that stall.
+    /// seconds, from one to an hour. Longer leases suit machines that stall.
     #[must_use]
     pub fn lease(mut self, length: Duration) -> Self {
-        self.lease = Duration::from_secs(length.as_secs().max(1));
+        self.lease = lease::whole_seconds(length);
         self
     }
 
@@ -376,6 +380,13 @@ mod tests {
 
     async fn raw(_: Context, _: RawEvent) -> Result<Verdict, HandlerError> {
         Ok(Verdict::Discard)
+    }
+
+    #[test]
+    fn a_limit_and_a_lease_without_an_end_do_not_overflow_the_clock() {
+        let events = Events::ordered("x").timeout(Duration::MAX);
+        assert_eq!(events.timeout, TIMEOUT_MAX);
+        assert_eq!(events.lease(Duration::MAX).lease, lease::LEASE_MAX);
     }
 
     #[test]

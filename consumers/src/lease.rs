@@ -21,6 +21,15 @@ const MARGIN: Duration = Duration::from_millis(150);
 const RENEWALS: u32 = 4;
 /// Pause between looks at a lease that is not valid at the moment.
 const RECHECK: Duration = Duration::from_millis(10);
+/// Shortest lease: the smallest TTL of NATS.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+/// Longest lease: so long nothing goes on after a death.
+pub(crate) const LEASE_MAX: Duration = Duration::from_secs(3600);
+
+/// A lease as NATS can keep it.
+pub(crate) fn whole_seconds(length: Duration) -> Duration {
+    Duration::from_secs(length.as_secs()).clamp(LEASE_MIN, LEASE_MAX)
+}
 
 /// Whether the holder of a key may act for what it leases.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use schemas::SingletonRun;
 
 use crate::context::WorkerContext;
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::router::HandlerError;
 
 /// Lease on a singleton unless it says otherwise: after this time another worker goes on.
@@ -85,10 +85,10 @@ impl Singleton {
     }
 
     /// After how long without a sign of life another worker runs the task: 3 s unless set, whole
-    /// seconds, at least 1.
+    /// seconds, from one to an hour.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = Duration::from_secs(lease.as_secs().max(1));
+        self.lease = lease::whole_seconds(lease);
         self
     }
 }

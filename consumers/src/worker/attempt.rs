@@ -21,9 +21,6 @@ use crate::events::{Dispatch, Events, VerdictFuture};
 use crate::router::HandlerError;
 use crate::verdict::{Ended, Finished, Verdict};
 
-/// Stands for a limit that is none: some thirty years, as tokio has it.
-const FOREVER: Duration = Duration::from_secs(86_400 * 365 * 30);
-
 /// An attempt after its first step. Most are over then, and need neither a timer nor a task.
 pub(crate) enum Attempt {
     Over(Ended),
@@ -86,8 +83,7 @@ impl Attempt {
 /// One timer for both limit and signs of life: most that wait do so for less.
 async fn within(limit: Duration, signs: Option<Signs<'_>>, handling: &mut VerdictFuture) -> Ended {
     let now = Instant::now();
-    // Without an end when the limit is beyond what the clock can say.
-    let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
+    let deadline = now + limit;
     let next = |now: Instant| match &signs {
         Some(signs) => deadline.min(now + signs.every),
         None => deadline,

@@ -1,7 +1,7 @@
 //! One delivery from arrival to acknowledgement: type it, judge its age, let the handler answer,
 //! post the answer, tell the stream.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
@@ -16,6 +16,7 @@ use crate::durable::{ACK_WAIT, MAX_DELIVER};
 use crate::interaction::{
     Freshness, InteractionEvent, Key, RESPONSE_WINDOW, TOKEN_LIFE, created_ms, freshness,
 };
+use crate::registry::unix_ms;
 use crate::response::{Later, Response};
 use crate::rest::{AnswerError, Answered};
 use crate::router::HandlerError;
@@ -287,12 +288,4 @@ fn panic_text(ended: tokio::task::JoinError) -> String {
         }
         Err(cancelled) => cancelled.to_string(),
     }
-}
-
-/// Wall-clock time, for comparison with Discord's snowflakes only.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -22,6 +22,7 @@ use crate::nats::Link;
 use crate::ordered::Group;
 use crate::place::Place;
 use crate::registry::Registry;
+use crate::streams;
 
 /// Longest name of events: consumers of shards add a number to it.
 const NAME_MAX: usize = 32;
@@ -144,8 +145,7 @@ async fn place(
 }
 
 async fn open_dead(config: &Config, link: &Link, deadline: Instant) -> Result<(), Fatal> {
-    let index = (config.event_streams > 1).then_some(0);
-    let events = config.prefix.event_stream(index);
+    let events = streams::of_shard(&config.prefix, config.event_streams, 0);
     loop {
         let opening = dead::open(&link.jetstream, &config.prefix, &events);
         let error = match timeout_at(deadline, opening).await {

@@ -18,6 +18,7 @@ use crate::messages::Address;
 use crate::nats::Link;
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
+use crate::streams;
 
 /// Pause before a missing stream is looked for again.
 pub(super) const STREAM_PAUSE: Duration = Duration::from_millis(500);
@@ -127,8 +128,7 @@ pub(crate) async fn open_registry(
     link: &Link,
     deadline: Instant,
 ) -> Result<Registry, Fatal> {
-    let index = (config.event_streams > 1).then_some(0);
-    let stream = config.prefix.event_stream(index);
+    let stream = streams::of_shard(&config.prefix, config.event_streams, 0);
     loop {
         let opening = Registry::open(&link.jetstream, &config.prefix, &stream);
         let error = match timeout_at(deadline, opening).await {
