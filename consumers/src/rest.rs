@@ -310,6 +310,8 @@ struct Tries {
     deadline: Instant,
     made: u32,
     pause: Duration,
+    /// The last failed try.
+    failed: Option<RestError>,
 }
 
 impl Tries {
@@ -318,6 +320,7 @@ impl Tries {
             deadline: Instant::now() + patience.min(PATIENCE_MAX),
             made: 0,
             pause: SEND_FIRST_PAUSE,
+            failed: None,
         }
     }
 
@@ -327,9 +330,10 @@ impl Tries {
         let next = Instant::now() + self.pause;
         let hopeless = failure.verdict() != Verdict::TryAgain;
         if hopeless || self.made == SEND_TRIES_MAX || next >= self.deadline {
-            return Err(failure);
+            return Err(failure.or_earlier(self.failed.take()));
         }
         tracing::debug!(error = %failure, tries = self.made, "a request failed, trying again");
+        self.failed = Some(failure.or_earlier(self.failed.take()));
         sleep_until(next).await;
         self.pause *= 2;
         Ok(())
@@ -376,8 +380,24 @@ pub enum RestError {
     #[error("kept back for {0:?}: too many answers of 401, 403 and 429 in the last 10 minutes")]
     Halted(Duration),
     /// Discord says no, or could not be reached.
-    #[error("{0}")]
+    #[error("{}", with_causes(.0))]
     Http(HttpError),
+}
+
+/// An error and its causes: for a refused connection twilight's own text says no more than that
+/// receiving the response failed.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// What a failed request means.
@@ -390,6 +410,15 @@ pub(crate) enum Verdict {
 }
 
 impl RestError {
+    /// What to tell of a request that ends with this failure after an `earlier` one: that there was no
+    /// room any more for a last try is no reason, why the tries before failed is.
+    pub(crate) fn or_earlier(self, earlier: Option<Self>) -> Self {
+        match (self, earlier) {
+            (Self::NoRoom, Some(earlier)) => earlier,
+            (failure, _) => failure,
+        }
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         let error = match self {
             Self::Http(error) => error,
@@ -531,5 +560,15 @@ mod tests {
     async fn patience_without_an_end_does_not_panic_and_is_an_hour() {
         let tries = Tries::new(Duration::MAX);
         assert_eq!(tries.deadline, Instant::now() + Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn a_request_that_never_got_through_is_not_said_to_have_had_no_room() {
+        let told = RestError::NoRoom.or_earlier(Some(RestError::TimedOut));
+        assert!(matches!(told, RestError::TimedOut));
+        let told = RestError::NoRoom.or_earlier(None);
+        assert!(matches!(told, RestError::NoRoom));
+        let told = RestError::RateLimited.or_earlier(Some(RestError::TimedOut));
+        assert!(matches!(told, RestError::RateLimited));
     }
 }

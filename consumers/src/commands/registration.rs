@@ -102,6 +102,7 @@ async fn send(
     deadline: Instant,
 ) -> Result<Vec<u8>, Fatal> {
     let mut pause = FIRST_PAUSE;
+    let mut earlier = None;
     loop {
         let limit = deadline.min(Instant::now() + REQUEST_TIMEOUT);
         let failure = match attempt(rest, request, limit).await {
@@ -120,6 +121,7 @@ async fn send(
                 "check the command's definition and --api-url",
             ));
         }
+        let failure = failure.or_earlier(earlier.take());
         let next = Instant::now() + pause;
         if next >= deadline {
             return Err(Fatal::unreachable(
@@ -128,6 +130,7 @@ async fn send(
             ));
         }
         tracing::warn!(what, error = %failure, "Discord does not answer, trying again");
+        earlier = Some(failure);
         sleep_until(next).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }

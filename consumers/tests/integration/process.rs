@@ -104,7 +104,10 @@ async fn unreachable_nats_or_discord_ends_with_69() {
         "1s",
     ]);
     let text = ends_with(&mut alone, 69).await;
-    assert!(text.contains("Discord"), "{text}");
+    assert!(
+        text.contains("Discord") && text.contains("Connection refused"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
