@@ -26,7 +26,7 @@ Exit codes:
     0  every event is stored exactly once, unchanged and in order, and every command was answered
     1  something was not as it should be, or a part ended unexpectedly; the output says what
    64  wrong flags
-   69  something did not start: no nats-server, no port
+   69  something did not start: no nats-server, no port, no directory to write to
    70  a bug
   130  stopped before anything could be compared, or stopped twice";
 

@@ -57,7 +57,7 @@ pub(crate) enum Fatal {
         #[source]
         source: io::Error,
     },
-    /// 70: the file system said no.
+    /// 69: the file system said no; usually to the directory of --keep-logs.
     #[error("cannot {action} {}", path.display())]
     File {
         action: &'static str,
@@ -81,8 +81,9 @@ impl Fatal {
             | Self::NoNats(_)
             | Self::NatsStart(_)
             | Self::NatsConnect { .. }
-            | Self::Simulator(_) => 69,
-            Self::System { .. } | Self::File { .. } | Self::Panicked => 70,
+            | Self::Simulator(_)
+            | Self::File { .. } => 69,
+            Self::System { .. } | Self::Panicked => 70,
             Self::Interrupted(_) => 130,
         }
     }
