@@ -31,14 +31,15 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
     };
-    let outcome = match matches.subcommand() {
+    // Whatever panics ends with 70 and one line, not with Rust's 101.
+    let outcome = exit::contained(|| match matches.subcommand() {
         Some(("run", flags)) => load(flags).and_then(run),
         Some(("check-config", flags)) => load(flags).and_then(|config| check(&config)),
         Some((verb, flags)) => operate::run(verb, flags)
             .unwrap_or_else(|| Err(Fatal::bug("a verb without an implementation"))),
         // Clap requires a verb.
         None => Err(Fatal::bug("no verb")),
-    };
+    });
     exit::finish(PROGRAM, outcome)
 }
 

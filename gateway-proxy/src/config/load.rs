@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use gateway_proxy_core::fleet::{TTL, TTL_MAX};
-use schemas::{Intents, Prefix, ProxyId};
+use schemas::{Intents, ProxyId};
 use secrecy::SecretString;
 use url::Url;
 
@@ -55,7 +55,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the first key that cannot be used.
     pub(crate) fn load(flags: &ArgMatches, env: Environment<'_>) -> Result<Self, ConfigError> {
-        let mut resolver = Resolver::new(Merged::read(flags, env)?);
+        let mut resolver = Resolver::new(Merged::read(flags, setting::ALL, env)?);
         let mut config = Self::resolve(&mut resolver, env)?;
         config.effective = resolver.into_toml();
         Ok(config)
@@ -182,9 +182,13 @@ fn switch(
 
 /// NATS counts TTLs in seconds.
 fn lease_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = value::duration(text, TTL, TTL_MAX)?;
+    let expected = || {
+        let (min, max) = (TTL.as_secs(), TTL_MAX.as_secs());
+        format!("whole seconds from {min} to {max}, such as `10s`")
+    };
+    let ttl = value::duration(text, TTL, TTL_MAX).map_err(|_| expected())?;
     if ttl.subsec_nanos() > 0 {
-        return Err("whole seconds".to_owned());
+        return Err(expected());
     }
     Ok(ttl)
 }
@@ -245,10 +249,9 @@ fn stream(resolver: &mut Resolver, shards: ShardCount) -> Result<StreamSettings,
         "5" => Ok(5),
         _ => Err("1, 3 or 5".to_owned()),
     })?;
-    let prefix = |text: &str| text.parse::<Prefix>().map_err(|error| error.to_string());
     let age = |text: &str| value::duration(text, STREAM_MAX_AGE_MIN, 3_650 * DAY);
     Ok(StreamSettings {
-        prefix: resolver.required(setting::SUBJECT_PREFIX, prefix)?,
+        prefix: resolver.required(setting::SUBJECT_PREFIX, value::prefix)?,
         event_streams,
         replicas,
         max_age: resolver.required(setting::STREAM_MAX_AGE, age)?,

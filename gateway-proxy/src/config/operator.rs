@@ -4,7 +4,7 @@ use clap::ArgMatches;
 use schemas::Prefix;
 
 use super::raw::{Environment, Merged};
-use super::{ConfigError, NatsSettings, NatsTarget, Resolver, load, setting};
+use super::{ConfigError, NatsSettings, NatsTarget, Resolver, load, setting, value};
 
 /// A checked configuration of `status`, `drain` and the like.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl OperatorConfig {
     /// # Errors
     /// [`ConfigError`] names the first key that cannot be used.
     pub(crate) fn load(flags: &ArgMatches, env: Environment<'_>) -> Result<Self, ConfigError> {
-        let mut resolver = Resolver::new(Merged::read(flags, env)?);
+        let mut resolver = Resolver::new(Merged::read(flags, &setting::OPERATOR, env)?);
         let nats = match load::nats_target(&mut resolver)? {
             NatsTarget::Servers(settings) => settings,
             NatsTarget::Embedded { .. } => {
@@ -31,8 +31,7 @@ impl OperatorConfig {
                 return Err(ConfigError::invalid(&source, "embedded", allowed));
             }
         };
-        let prefix = |text: &str| text.parse::<Prefix>().map_err(|error| error.to_string());
-        let prefix = resolver.required(setting::SUBJECT_PREFIX, prefix)?;
+        let prefix = resolver.required(setting::SUBJECT_PREFIX, value::prefix)?;
         Ok(Self { nats, prefix })
     }
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::ConfigError;
-use super::setting::{ALL, AUTO_SHARD_ENV, CONFIG_ENV, Kind, OPERATOR, SHARDS_COUNT, Setting};
+use super::setting::{
+    ALL, AUTO_SHARD_ENV, CONFIG_ENV, Kind, NATS_URL, OPERATOR, SHARDS_COUNT, Setting,
+};
 
 /// Largest configuration file: far above any real one, far below what would hurt.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -70,8 +72,13 @@ pub(crate) struct Given {
 pub(crate) struct Merged(BTreeMap<&'static str, Given>);
 
 impl Merged {
-    /// Reads the three sources and keeps, per key, the strongest.
-    pub(crate) fn read(flags: &ArgMatches, env: Environment<'_>) -> Result<Self, ConfigError> {
+    /// Reads the three sources and keeps, per key, the strongest. `flagged` are the settings that the
+    /// verb has flags for; the others come from environment and file alone.
+    pub(crate) fn read(
+        flags: &ArgMatches,
+        flagged: &[&Setting],
+        env: Environment<'_>,
+    ) -> Result<Self, ConfigError> {
         let file = match config_path(flags, env)? {
             Some(path) => read_file(&path)?,
             None => BTreeMap::new(),
@@ -86,7 +93,10 @@ impl Merged {
                 })
             };
             let from_env = from_environment(setting, env)?;
-            let strongest = from_flag(setting, flags)
+            // Asked for a flag that the verb lacks, clap panics.
+            let has_flag = flagged.iter().any(|flagged| flagged.key == setting.key);
+            let from_flag = has_flag.then(|| from_flag(setting, flags)).flatten();
+            let strongest = from_flag
                 .or(from_env)
                 .or_else(|| file.get(setting.key).cloned())
                 .or_else(default);
@@ -125,7 +135,16 @@ pub(crate) fn with_operator_settings(command: Command) -> Command {
             "Configuration file, as of `run` [env: {CONFIG_ENV}]"
         ));
     let settings = OPERATOR.iter().filter_map(|setting| argument(setting));
-    command.arg(config).args(settings)
+    let help = format!(
+        "NATS servers separated by commas [env: {}] [default: {}]",
+        NATS_URL.env.join(", "),
+        NATS_URL.default.unwrap_or_default()
+    );
+    command
+        .arg(config)
+        .args(settings)
+        // `embedded` is for the proxy that starts the server; who asks needs its address.
+        .mut_arg(NATS_URL.key, |arg| arg.help(help))
 }
 
 /// The environment is read by [`from_environment`], not by clap, so that aliases and tests work;
@@ -153,8 +172,6 @@ fn argument(setting: &'static Setting) -> Option<Arg> {
 }
 
 fn from_flag(setting: &'static Setting, flags: &ArgMatches) -> Option<Given> {
-    // Not every verb has every flag.
-    flags.try_contains_id(setting.key).ok()?;
     let text = match setting.kind {
         Kind::Value(_) => flags.get_one::<String>(setting.key)?.clone(),
         Kind::Switch => flags.get_flag(setting.key).then(|| "true".to_owned())?,

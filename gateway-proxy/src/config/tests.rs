@@ -578,3 +578,54 @@ fn two_processes_of_one_host_have_different_names() {
     let (a, b) = (flags(&[]).unwrap(), flags(&[]).unwrap());
     assert_ne!(a.proxy_id(), b.proxy_id());
 }
+
+/// `status` and all its like panicked where clap was built without its debug assertions: it then does
+/// not say that a verb has no flag `--fresh`.
+#[test]
+fn an_operators_verb_is_not_asked_for_flags_that_only_run_has() {
+    let command = with_operator_settings(clap::Command::new("status"));
+    let flags = command.get_matches_from(["status", "--subject-prefix", "flag"]);
+    let env = |name: &str| match name {
+        "FRESH" => Some(OsString::from("true")),
+        "SUBJECT_PREFIX" => Some(OsString::from("env")),
+        _ => None,
+    };
+    let config = OperatorConfig::load(&flags, &env).unwrap();
+    assert_eq!(config.prefix.as_str(), "flag");
+}
+
+#[test]
+fn what_a_prefix_and_a_lease_may_be_is_said_once_and_as_it_is() {
+    let problem = |args: &[&str]| {
+        let given = Given {
+            args,
+            ..Given::default()
+        };
+        given.load().unwrap_err()
+    };
+    let prefix = problem(&["--subject-prefix", "a.b"]);
+    assert!(
+        prefix.ends_with(
+            "\"a.b\" is not allowed, expected 1 to 32 characters of A-Z, a-z, 0-9, `_` and `-`"
+        ),
+        "{prefix}"
+    );
+    for ttl in ["1500ms", "2500ms", "2m"] {
+        let lease = problem(&["--lease-ttl", ttl]);
+        assert!(
+            lease.ends_with("expected whole seconds from 2 to 60, such as `10s`"),
+            "{lease}"
+        );
+    }
+}
+
+#[test]
+fn an_operators_verb_does_not_offer_an_embedded_server() {
+    let mut command = with_operator_settings(clap::Command::new("status"));
+    let help = command.render_help().to_string();
+    assert!(
+        help.contains("NATS servers separated by commas [env: NATS_URL]"),
+        "{help}"
+    );
+    assert!(!help.contains("embedded"), "{help}");
+}

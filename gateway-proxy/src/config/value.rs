@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use schemas::Prefix;
 use url::Url;
 
 /// Transport compression of the gateway connection (Discord, Gateway, Encoding and Compression).
@@ -65,6 +66,13 @@ impl fmt::Display for LogFormat {
             Self::Json => "json",
         })
     }
+}
+
+/// The first token of every subject.
+pub(crate) fn prefix(text: &str) -> Result<Prefix, String> {
+    // The error of the type names the value, which the message around it does already.
+    text.parse()
+        .map_err(|_| "1 to 32 characters of A-Z, a-z, 0-9, `_` and `-`".to_owned())
 }
 
 /// `90`, `90s`, `1500ms`, `10m`, `24h`, `7d`; a bare number is seconds.

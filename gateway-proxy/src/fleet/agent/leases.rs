@@ -47,10 +47,7 @@ impl Agent {
             Admission::Taken(duplicate) => {
                 self.lease.handle_failed(now);
                 if self.fleet {
-                    let fatal = Fatal::unfit(
-                        duplicate.to_string(),
-                        "each proxy needs a --proxy-id of its own",
-                    );
+                    let fatal = Fatal::unfit(duplicate.to_string(), "or stop the other one");
                     // Somebody else's reason came first.
                     drop(self.means.fatal.try_send(fatal));
                 } else if self
