@@ -33,18 +33,21 @@ async def connect():
         if not isinstance(error, OSError):  # a failed attempt to connect again is no news
             print(f"NATS: {error!r}", flush=True)
 
+    patience = asyncio.get_running_loop().call_later(2, lambda: print(f"waiting for NATS at {NATS_URL}", flush=True))
     nc = await nats.connect(
         NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
         error_cb=trouble,
     )
+    patience.cancel()
     return nc
 
 
 async def main():
     stopping = asyncio.Event()
+    nc = await connect()
+    # Not before: while NATS is awaited, nothing would look at it, and a signal may end the program as it is.
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    nc = await connect()
     await nc.subscribe(f"{PREFIX}.shard.*.events", cb=show)
     await nc.flush()
     print("listening", flush=True)

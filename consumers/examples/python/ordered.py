@@ -539,8 +539,6 @@ async def until_lost(disconnected):
 
 async def main():
     stopping, disconnected = asyncio.Event(), asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
 
     async def gone():
         disconnected.set()
@@ -555,10 +553,15 @@ async def main():
             print(f"NATS: {error!r}", flush=True)
 
     # Comes back by itself, however long NATS is away.
+    patience = asyncio.get_running_loop().call_later(2, lambda: print(f"waiting for NATS at {NATS_URL}", flush=True))
     nc = await nats.connect(
         NATS_URL, max_reconnect_attempts=-1, reconnect_time_wait=0.25, disconnected_cb=gone, reconnected_cb=back,
         error_cb=trouble,
     )
+    patience.cancel()
+    # Not before: while NATS is awaited, nothing would look at it, and a signal may end the program as it is.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
     registry = Registry(nc)
     await registry.open()
     while not stopping.is_set():
