@@ -95,8 +95,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => {
             let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default();
-            let problem = first.strip_prefix("error: ").unwrap_or(first).to_owned();
+            // The problem is the first paragraph: a list of what is missing has lines of its own.
+            let first = text.lines().take_while(|line| !line.is_empty());
+            let first: Vec<&str> = first.map(str::trim).collect();
+            let first = first.join(" ");
+            let problem = first.strip_prefix("error: ").unwrap_or(&first).to_owned();
             let tip = text
                 .lines()
                 .find_map(|line| line.trim().strip_prefix("tip: "));

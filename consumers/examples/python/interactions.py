@@ -23,7 +23,9 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 NATS_URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 API = os.environ.get("DISCORD_API_URL", "https://discord.com/api/v10")
-TOKEN = os.environ["DISCORD_TOKEN"]
+TOKEN = os.environ.get("DISCORD_TOKEN")
+if not TOKEN:
+    raise SystemExit("DISCORD_TOKEN is missing")
 PREFIX = os.environ.get("SUBJECT_PREFIX", "discord")
 EVENTS = f"{PREFIX.upper()}_EVENTS"
 

@@ -129,7 +129,14 @@ impl Desk {
             .map_err(|_| Fatal::bug("the operator's name is one"))?;
         let process = ProcessStatus::new(name);
         let metrics = Metrics::new(std::sync::Arc::clone(&process));
-        let nats = nats::connect(&config.nats, CONNECT_TIMEOUT, &process, &metrics).await?;
+        let connected = nats::connect(&config.nats, CONNECT_TIMEOUT, &process, &metrics).await;
+        let nats = connected.map_err(|fatal| match fatal {
+            // The advice to `run` names a flag that these verbs lack.
+            Fatal::Unreachable { problem, .. } => {
+                Fatal::unreachable(problem, "check --nats-url, and that nats-server runs")
+            }
+            other => other,
+        })?;
         let bucket = config.prefix.fleet_bucket();
         let store = nats
             .jetstream
@@ -210,15 +217,16 @@ impl Desk {
             .members
             .get(&proxy)
             .and_then(|member| member.instance.clone());
+        let began = Instant::now();
         let reply = self.ask(FleetVerb::Drain, &request).await?;
         say(&reply.detail.unwrap_or_default());
-        let began = Instant::now();
         let mut asked = Instant::now();
         loop {
             let snapshot = self.snapshot().await?;
             let member = snapshot.members.get(&proxy);
             let Some(member) = member.filter(|member| member.instance == instance) else {
-                say(&format!("{proxy} has ended after {:.1?}", began.elapsed()));
+                let seconds = began.elapsed().as_secs_f64();
+                say(&format!("{proxy} has ended after {seconds:.1} s"));
                 return Ok(());
             };
             if began.elapsed() > DRAIN_TIMEOUT {

@@ -55,6 +55,9 @@ async fn a_missing_or_unknown_verb_ends_with_64() {
     assert_eq!(missing.code, Some(64), "{missing:#?}");
     assert!(missing.stderr.contains("check-config"), "{missing:#?}");
     Run::new(&["fly"]).finish().await.expect(64, &["fly"]);
+    // Clap says what is missing in lines of their own.
+    let alone = Run::new(&["migrate", "3"]).finish().await;
+    alone.expect(64, &["not provided: <PROXY>"]);
 }
 
 #[tokio::test]
@@ -128,6 +131,8 @@ async fn nats_unreachable_ends_with_69() {
         .finish()
         .await
         .expect(69, &["NATS", &nobody, "1s", "--startup-timeout"]);
+    let status = Run::new(&["status", "--nats-url", &nobody]).finish().await;
+    status.expect(69, &["NATS", &nobody, "check --nats-url, and"]);
 }
 
 #[tokio::test]
