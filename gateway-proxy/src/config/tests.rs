@@ -599,6 +599,7 @@ fn what_a_prefix_and_a_lease_may_be_is_said_once_and_as_it_is() {
     let problem = |args: &[&str]| {
         let given = Given {
             args,
+            env: &[TOKEN],
             ..Given::default()
         };
         given.load().unwrap_err()
