@@ -460,9 +460,11 @@ impl ShardTask {
         }
         self.send_commands(link).await;
         if self.session.phase() == Phase::Stopped {
-            if self.parts.lost.is_lost() {
-                self.parts.status.set_reason(self.ended_by.clone());
+            if let Some(proxy) = self.parts.lost.to() {
                 self.parts.status.set_state(ShardState::Failed);
+                // Not `ended_by`: that is the closing of the connection which followed.
+                let reason = format!("taken over by {proxy}");
+                self.parts.status.set_reason(reason);
             } else {
                 self.publish_state();
             }
@@ -654,8 +656,10 @@ impl ShardTask {
         if state.is_ready() {
             info!(shard = %self.shard(), session_id = self.session.id(), "shard is ready");
         }
-        status.set_reason(self.ended_by.clone());
         status.set_state(state);
+        if !state.is_ready() {
+            status.set_reason(self.ended_by.clone());
+        }
         let told = |state: ShardState| {
             matches!(
                 state,

@@ -23,6 +23,12 @@ impl Lost {
         self.token.is_cancelled()
     }
 
+    /// The name of the proxy that has the shard, once it is lost.
+    pub(super) fn to(&self) -> Option<String> {
+        let to = || self.to.get().cloned().unwrap_or_default();
+        self.is_lost().then(to)
+    }
+
     /// Waits for the word: the name of the proxy that has the shard.
     pub(super) async fn lost(&self) -> String {
         self.token.cancelled().await;

@@ -183,6 +183,28 @@ async fn a_second_proxy_for_the_same_shards_takes_them_and_the_first_lets_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_not_ready_says_why() {
+    let rig = Rig::start(four_shards()).await;
+    let first = ready(&rig).await;
+    let second = ["--proxy-id", "second", "--shard-ids", "0"];
+    let second = rig.proxy().args(&second).spawn();
+    eventually(second.http().await, "/ready", |status, _| status == 200).await;
+    let http = first.http().await;
+    let why = "shard 0: failed, taken over by second";
+    eventually(http, "/ready", |status, body| {
+        status == 503 && body.contains(why)
+    })
+    .await;
+    eventually(http, "/health", |_, body| {
+        let health: schemas::health::Health = serde_json::from_str(body).unwrap();
+        let reason = |id: usize| health.shards[id].reason.as_deref();
+        // Who is ready needs no reason.
+        reason(0) == Some("taken over by second") && reason(1).is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_stood_still_lets_go_of_what_its_successor_holds() {
     let rig = Rig::start(four_shards()).await;
     let first = ready(&rig).await;
