@@ -9,8 +9,10 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::jetstream::consumer::push;
+use async_nats::jetstream::stream::Stream;
+use async_nats::{Client, ConnectOptions, jetstream};
+use futures_util::StreamExt as _;
 use schemas::{Prefix, ShardRecord, Subject};
 use time::OffsetDateTime;
 use tokio::time::{sleep, timeout};
@@ -76,7 +78,10 @@ struct Seen {
 pub(crate) struct Owners(Arc<Mutex<Seen>>);
 
 impl Owners {
-    /// Follows the shards' records on this NATS for as long as this process lives.
+    /// Follows the shards' records on this NATS for as long as this process lives. In two ways, as a
+    /// record is gone when the next one is there: a consumer has each within a millisecond, but takes
+    /// seconds to notice that NATS was killed; asking for one after the other notices that at once, but
+    /// misses what lasts for less than the time between two looks.
     pub(crate) async fn follow(&self, nats_url: &str) -> anyhow::Result<()> {
         // Sooner back than the first proxy whose record the next one might replace.
         let options = ConnectOptions::new().reconnect_delay_callback(|_| PAUSE);
@@ -90,29 +95,52 @@ impl Owners {
                     Err(_) => sleep(PAUSE).await,
                 }
             };
-            let mut next = 1;
-            loop {
-                // One by one and not by a consumer: that takes seconds to notice that NATS was killed,
-                // and a record is gone when the next one is there.
-                let record = bucket.direct_get_next_for_subject(RECORDS, Some(next));
-                match timeout(ANSWER_WITHIN, record).await {
-                    Ok(Ok(message)) => {
-                        next = message.sequence + 1;
-                        owners.record(&message);
-                    }
-                    // None yet, or NATS is away: nothing is written then.
-                    Ok(Err(_)) | Err(_) => sleep(PAUSE).await,
-                }
-            }
+            tokio::join!(owners.listen_to(&bucket, &client), owners.ask(&bucket));
         }));
         Ok(())
     }
 
-    fn record(&self, message: &StreamMessage) {
+    async fn listen_to(&self, bucket: &Stream, client: &Client) {
+        loop {
+            let config = push::OrderedConfig {
+                deliver_subject: client.new_inbox(),
+                filter_subject: RECORDS.to_owned(),
+                ..push::OrderedConfig::default()
+            };
+            let consumer = timeout(ANSWER_WITHIN, bucket.create_consumer(config)).await;
+            if let Ok(Ok(consumer)) = consumer
+                && let Ok(mut records) = consumer.messages().await
+            {
+                while let Some(Ok(message)) = records.next().await {
+                    if let Ok(info) = message.info() {
+                        self.record(info.published, &message.payload);
+                    }
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn ask(&self, bucket: &Stream) {
+        let mut next = 1;
+        loop {
+            let record = bucket.direct_get_next_for_subject(RECORDS, Some(next));
+            match timeout(ANSWER_WITHIN, record).await {
+                Ok(Ok(message)) => {
+                    next = message.sequence + 1;
+                    self.record(message.time, &message.payload);
+                }
+                // None yet, or NATS is away: nothing is written then.
+                Ok(Err(_)) | Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    fn record(&self, at: OffsetDateTime, payload: &[u8]) {
         // Nobody deletes records here, nor writes them by hand.
-        if let Ok(record) = serde_json::from_slice::<ShardRecord>(&message.payload) {
+        if let Ok(record) = serde_json::from_slice::<ShardRecord>(payload) {
             self.seen().recorded.push(Recorded {
-                at: message.time,
+                at,
                 shard: record.shard.id(),
                 owner: record.owner.map(|owner| owner.to_string()),
             });
@@ -221,6 +249,9 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use schemas::ShardId;
+    use testkit::nats::Options;
+
     use super::*;
 
     fn at(ms: i64) -> OffsetDateTime {
@@ -285,5 +316,51 @@ mod tests {
             }
             assert_eq!(subjects, ["a.b", "c", "e"], "by {chunk}");
         }
+    }
+
+    /// Such a one was missed, and its owner's events were counted as somebody else's.
+    #[tokio::test]
+    async fn a_record_that_lasts_for_a_moment_is_seen() {
+        const MOMENT: Duration = Duration::from_millis(2);
+        const RECORDS: usize = 20;
+        let nats = testkit::nats::start(Options::default()).await.unwrap();
+        let client = async_nats::connect(nats.url()).await.unwrap();
+        let config = jetstream::kv::Config {
+            bucket: "discord_fleet".to_owned(),
+            ..jetstream::kv::Config::default()
+        };
+        let context = jetstream::new(client);
+        let bucket = context.create_key_value(config).await.unwrap();
+        let put = async |owner: &str| {
+            let record = ShardRecord {
+                owner: Some(owner.parse().unwrap()),
+                ..ShardRecord::new(ShardId::new(2, 16).unwrap())
+            };
+            let record = serde_json::to_vec(&record).unwrap();
+            bucket.put("shard.16.2", record.into()).await.unwrap();
+        };
+        let owners = Owners::default();
+        owners.follow(&nats.url()).await.unwrap();
+        let seen = |owner: &str| {
+            let recorded = &owners.seen().recorded;
+            let by = |record: &&Recorded| record.owner.as_deref() == Some(owner);
+            recorded.iter().any(|record| by(&record))
+        };
+        // It has begun to listen once what comes in the middle of two looks is known.
+        let mut number = 0;
+        let mut known = 0;
+        timeout(Duration::from_secs(30), async {
+            while known < RECORDS {
+                let owner = format!("proxy-{number}");
+                put(&owner).await;
+                sleep(MOMENT).await;
+                put("another").await;
+                sleep(PAUSE).await;
+                known = if seen(&owner) { known + 1 } else { 0 };
+                number += 1;
+            }
+        })
+        .await
+        .unwrap();
     }
 }
