@@ -200,17 +200,22 @@ impl Snapshot {
         records.map(|record| record.shard).collect()
     }
 
-    /// What a member that holds these is doing.
+    /// What a member that holds these is doing. One that was started for certain shards is not ready
+    /// without them, as after another process took them.
     fn status_of(&self, member: &Member, held: &[ShardId]) -> ProcessStatus {
+        let count = self.shard_count();
+        let pinned = member.pinned.iter().flatten();
+        let pinned = pinned.filter_map(|id| ShardId::new(*id, count).ok());
+        let missing: Vec<ShardId> = pinned.filter(|shard| !held.contains(shard)).collect();
         let never = |shard: &ShardId| {
             let record = self.records.get(shard);
             record.is_none_or(|record| record.session_id.is_none())
         };
         if member.draining {
             ProcessStatus::Draining
-        } else if held.iter().all(|shard| self.is_ready(*shard)) {
+        } else if missing.is_empty() && held.iter().all(|shard| self.is_ready(*shard)) {
             ProcessStatus::Ready
-        } else if held.iter().any(never) {
+        } else if held.iter().chain(&missing).any(never) {
             ProcessStatus::Starting
         } else {
             ProcessStatus::Degraded

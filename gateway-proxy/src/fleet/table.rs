@@ -285,6 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_without_the_shards_it_was_started_for_is_not_ready() {
+        let mut snapshot = snapshot();
+        let status = |snapshot: &Snapshot| {
+            let text = render(snapshot, 0);
+            let line = text.lines().find(|line| line.starts_with("a "));
+            line.unwrap().split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(status(&snapshot), "ready");
+        let name = "a".parse().unwrap();
+        let member = snapshot.members.get_mut(&name).unwrap();
+        (member.fleet, member.pinned) = (false, Some(vec![0, 1]));
+        assert_eq!(status(&snapshot), "starting", "never had a session");
+        for record in snapshot.records.values_mut() {
+            record.session_id = Some("s".to_owned());
+        }
+        assert_eq!(status(&snapshot), "degraded");
+    }
+
+    #[test]
     fn of_a_large_bot_only_what_is_not_ready_is_listed() {
         let mut snapshot = snapshot();
         snapshot.plan.as_mut().unwrap().shard_count = 500;
