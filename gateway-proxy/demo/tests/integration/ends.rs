@@ -237,7 +237,7 @@ fn mistakes_are_explained() {
     let file = room.dir().join("file");
     fs::write(&file, "").unwrap();
     let end = Demo::start(room.demo(&["--keep-logs", &file.to_string_lossy()])).end();
-    end.expect(70, &["cannot create", "file"]);
+    end.expect(69, &["cannot create", "file"]);
     fs::remove_file(&file).unwrap();
     room.expect_empty();
 }
