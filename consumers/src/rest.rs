@@ -380,24 +380,9 @@ pub enum RestError {
     #[error("kept back for {0:?}: too many answers of 401, 403 and 429 in the last 10 minutes")]
     Halted(Duration),
     /// Discord says no, or could not be reached.
-    #[error("{}", with_causes(.0))]
+    // For a refused connection twilight's own text says no more than that receiving the response failed.
+    #[error("{}", schemas::exit::with_causes(.0))]
     Http(HttpError),
-}
-
-/// An error and its causes: for a refused connection twilight's own text says no more than that
-/// receiving the response failed.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What a failed request means.

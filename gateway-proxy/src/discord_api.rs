@@ -245,7 +245,7 @@ impl DiscordApi {
         let url = || self.gateway_bot.clone();
         let transport = |error: &dyn std::error::Error| ApiError::Transport {
             url: url(),
-            problem: chain(error),
+            problem: schemas::exit::with_causes(error),
         };
         let request = Request::get(&self.gateway_bot)
             .header(AUTHORIZATION, &self.authorization)
@@ -351,23 +351,6 @@ fn quoted(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let short: String = text.chars().take(QUOTED_CHARS).collect();
     format!("{short:?}")
-}
-
-/// An error and its causes; hyper's own text alone says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    // Real chains have three or four links.
-    for _ in 0..8 {
-        let Some(error) = cause else { break };
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! Nothing here formats a secret: secrets are [`secrecy`] values everywhere, whose `Debug` hides
 //! them, and payloads are only ever logged at TRACE.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,10 +53,9 @@ pub fn init(config: &Config) -> Result<Telemetry, Fatal> {
         .with_writer(std::io::stderr)
         .with_target(true);
     let lines: Box<dyn Layer<_> + Send + Sync> = match config.log_format() {
-        LogFormat::Text => {
-            let colours = wants_colours(is_terminal(), std::env::var_os("NO_COLOR"));
-            lines.with_ansi(colours).boxed()
-        }
+        // On a terminal tracing-subscriber itself asks NO_COLOR.
+        LogFormat::Text if is_terminal() => lines.boxed(),
+        LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // Another subscriber is there only when a test or an embedding program installed its own.
@@ -86,11 +84,6 @@ impl Telemetry {
             Err(_) => tracing::warn!("the collector did not take the last traces in time"),
         }
     }
-}
-
-/// Colours, unless nobody sees them or somebody wants none (<https://no-color.org>: set and not empty).
-fn wants_colours(terminal: bool, no_color: Option<OsString>) -> bool {
-    terminal && no_color.is_none_or(|text| text.is_empty())
 }
 
 fn is_terminal() -> bool {
@@ -224,14 +217,5 @@ mod tests {
         .flush()
         .await;
         assert!(began.elapsed() < FLUSH_TIMEOUT * 3, "{:?}", began.elapsed());
-    }
-
-    #[test]
-    fn colours_are_for_a_terminal_whose_user_has_not_said_no() {
-        let said = |text: &str| Some(OsString::from(text));
-        assert!(wants_colours(true, None));
-        assert!(wants_colours(true, said("")));
-        assert!(!wants_colours(true, said("1")));
-        assert!(!wants_colours(false, None));
     }
 }

@@ -146,6 +146,25 @@ pub fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
+/// Causes that [`with_causes`] names: real chains have three or four.
+const CAUSES_MAX: usize = 8;
+
+/// The text of an error and of its causes, eight at most, each said once: what a library's error says by
+/// itself is often little.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    for cause in causes.take(CAUSES_MAX) {
+        let next = cause.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,5 +184,22 @@ mod tests {
     fn a_reason_is_one_line_whatever_it_quotes() {
         let fatal = Fatal::usage("bad\nvalue \u{1b}[2J", "change it");
         assert_eq!(fatal.line("proxy"), "proxy: bad value  [2J; change it");
+    }
+
+    /// With as many causes as one likes.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cause {0}")]
+    struct Deep(usize, #[source] Option<Box<Self>>);
+
+    #[test]
+    fn causes_are_named_once_and_not_without_an_end() {
+        let deep =
+            |depth: usize| (0..depth).fold(None, |cause, at| Some(Box::new(Deep(at, cause))));
+        let text = |depth| with_causes(&*deep(depth).unwrap());
+        assert_eq!(text(1), "cause 0");
+        assert_eq!(text(3), "cause 2: cause 1: cause 0");
+        assert_eq!(text(100).matches("cause").count(), 1 + CAUSES_MAX);
+        let twice = std::io::Error::other(Deep(7, Some(Box::new(Deep(7, None)))));
+        assert_eq!(with_causes(&twice), "cause 7");
     }
 }
